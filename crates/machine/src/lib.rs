@@ -1,0 +1,12 @@
+//! What a virtual machine is to this project, and what any VMM driver must do.
+//!
+//! Questions and answers are different types: a [`MachineSpec`] with its [`Device`]s goes into a driver, a running
+//! [`Machine`] comes out; nothing is written back into the question. No driver, no I/O lives here.
+
+mod device;
+mod port;
+mod spec;
+
+pub use device::Device;
+pub use port::{Exit, ExitWatch, Machine, MachineError, Transport, Vmm};
+pub use spec::{Accelerator, Boot, Channel, MachineSpec, MemoryBacking};

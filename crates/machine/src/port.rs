@@ -1,0 +1,143 @@
+//! What any VMM driver must do.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+
+use crate::MachineSpec;
+
+/// A byte stream to the guest's agent.
+pub trait Transport: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Transport for T {}
+
+/// How a VMM process ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exit {
+    /// Exit code, or the signal that ended it.
+    pub status: Result<i32, i32>,
+    /// The last lines of the VMM's own messages.
+    pub messages: String,
+}
+
+/// `None` while the VMM runs.
+pub type ExitWatch = watch::Receiver<Option<Exit>>;
+
+/// Why a machine could not be booted, reached or driven.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// The VMM's executable could not be started.
+    #[error("cannot start the VMM {}", vmm.display())]
+    Start {
+        /// Its path.
+        vmm: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The VMM ended when it should have run.
+    #[error("the VMM {} ended {}{}", vmm.display(), describe(exit), tail("its messages", &exit.messages))]
+    Died {
+        /// Its path.
+        vmm: PathBuf,
+        /// How.
+        exit: Exit,
+    },
+    /// The VMM did not answer on its control socket in time.
+    #[error("the VMM {} did not answer on its control socket within {limit:?}", vmm.display())]
+    Silent {
+        /// Its path.
+        vmm: PathBuf,
+        /// How long was waited.
+        limit: Duration,
+    },
+    /// The VMM refused a control command.
+    #[error("the VMM refused {command}: {reason}")]
+    Refused {
+        /// The command's name.
+        command: String,
+        /// The VMM's words.
+        reason: String,
+    },
+    /// Something this VMM or this machine type cannot do.
+    #[error("{0}")]
+    Unsupported(String),
+    /// The host failed.
+    #[error("{what}")]
+    Host {
+        /// What was being done, with path.
+        what: String,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+fn describe(exit: &Exit) -> String {
+    match exit.status {
+        Ok(code) => format!("with code {code}"),
+        Err(signal) => format!("by signal {signal}"),
+    }
+}
+
+fn tail(what: &str, text: &str) -> String {
+    if text.trim().is_empty() {
+        String::new()
+    } else {
+        format!("; {what}: {}", text.trim())
+    }
+}
+
+/// A driver: turns a [`MachineSpec`] into a running [`Machine`].
+#[async_trait]
+pub trait Vmm: Send + Sync {
+    /// The command that [`boot`](Self::boot) would run, program first.
+    ///
+    /// # Errors
+    /// [`MachineError::Unsupported`] for what this VMM cannot express.
+    fn command_line(&self, spec: &MachineSpec) -> Result<Vec<String>, MachineError>;
+
+    /// Starts the VMM and lets the guest run. Must be called on a thread that lives as long as the process: the VMM is
+    /// killed when that thread ends, however it ends.
+    ///
+    /// # Errors
+    /// See [`MachineError`]; after an error no process and no file of the machine is left.
+    async fn boot(&self, spec: &MachineSpec) -> Result<Box<dyn Machine>, MachineError>;
+}
+
+/// A running machine. Dropping it kills the VMM.
+#[async_trait]
+pub trait Machine: Send + Sync {
+    /// The VMM's process id.
+    fn pid(&self) -> u32;
+
+    /// How the VMM ended, as soon as it has.
+    fn exit(&self) -> ExitWatch;
+
+    /// A byte stream to the agent. Bytes written before the agent listens are kept, not lost.
+    ///
+    /// # Errors
+    /// [`MachineError::Host`] when the channel cannot be reached.
+    async fn connect(&self) -> Result<Box<dyn Transport>, MachineError>;
+
+    /// The last lines (at most 4 KiB) that the guest's console has shown.
+    fn console_tail(&self) -> String;
+
+    /// Stops the guest's CPUs.
+    ///
+    /// # Errors
+    /// [`MachineError::Refused`], [`MachineError::Silent`]
+    async fn suspend(&self) -> Result<(), MachineError>;
+
+    /// Lets the guest's CPUs run again.
+    ///
+    /// # Errors
+    /// [`MachineError::Refused`], [`MachineError::Silent`]
+    async fn resume(&self) -> Result<(), MachineError>;
+
+    /// Ends the VMM: waits up to `grace` for the guest's own power-off, then kills it. The process is gone on return.
+    async fn halt(&self, grace: Duration);
+}

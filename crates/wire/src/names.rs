@@ -1,0 +1,25 @@
+//! Names and numbers that both sides must know.
+
+/// Name of the virtio-serial port of the channel (`/sys/class/virtio-ports/*/name` in the guest).
+pub const CHANNEL_PORT: &str = "org.kata.agent.0";
+
+/// vsock port on which the agent listens for the channel.
+pub const CHANNEL_VSOCK_PORT: u32 = 1024;
+
+/// Tag of the pod's shared file system (virtio-fs tag or 9p mount tag).
+pub const SHARE_TAG: &str = "kataShared";
+
+/// Where the guest mounts the pod's shared file system.
+pub const SHARE_MOUNT: &str = "/run/kata/shared";
+
+/// Below the share, every container has a directory of its own; this one in it is its root file system.
+pub const ROOTFS_DIR: &str = "rootfs";
+
+/// Below a container's directory in the share: its volumes, `<index>-<name>`.
+pub const VOLUMES_DIR: &str = "volumes";
+
+/// File in the initramfs that lists the kernel modules to load, one absolute path a line, in order.
+pub const MODULES_LIST: &str = "/etc/kata-modules";
+
+/// Kernel command line parameter `kata.log=LEVEL` (error, warn, info, debug, trace).
+pub const LOG_PARAMETER: &str = "kata.log";
