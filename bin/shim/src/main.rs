@@ -1,2 +1,51 @@
-//! placeholder
-fn main() {}
+//! `containerd-shim-kata-v2`: the sandbox process, one a pod, and the two short calls that start and bury it.
+//!
+//! containerd drives it over the shim v2 protocol; `kata-runtime` over the very same.
+
+mod bootstrap;
+mod drivers;
+mod event;
+mod flags;
+mod guest;
+mod log;
+mod metrics;
+mod serve;
+mod status;
+mod task;
+
+use std::process::ExitCode;
+
+use flags::Action;
+
+fn main() -> ExitCode {
+    let flags = match flags::parse(std::env::args().skip(1)) {
+        Ok(flags) => flags,
+        Err(error) => {
+            eprintln!("containerd-shim-kata-v2: {error}\n\n{}", flags::USAGE);
+            return ExitCode::FAILURE;
+        }
+    };
+    let done = match flags.action {
+        Action::Version => {
+            println!("containerd-shim-kata-v2 {}", env!("CARGO_PKG_VERSION"));
+            Ok(())
+        }
+        Action::Help => {
+            print!("{}", flags::USAGE);
+            Ok(())
+        }
+        Action::Start => bootstrap::start(&flags),
+        Action::Delete => bootstrap::delete(&flags),
+        Action::Serve => {
+            log::start(flags.bundle.as_deref().unwrap_or(std::path::Path::new(".")), flags.debug);
+            serve::run(&flags).inspect_err(|error| tracing::error!("{error:#}"))
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("containerd-shim-kata-v2: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

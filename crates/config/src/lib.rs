@@ -1,1 +1,17 @@
-//! placeholder
+//! Kata's configuration files and drop-ins become one frozen [`Config`].
+//!
+//! Names, sections and search order are those of Kata Containers. Defaults need no file. What this crate refuses: it
+//! never looks whether a path in the configuration exists, it only says which ones to look for.
+
+mod error;
+mod file;
+mod key;
+mod known;
+mod load;
+mod render;
+mod settings;
+mod value;
+
+pub use error::{ConfigError, Oddity, Place, Warning};
+pub use load::{ENVIRONMENT, SEARCH, search_paths};
+pub use settings::{Agent, Assets, Config, CpuCount, Qemu, Runtime, SharedFs, VirtioFsCache};

@@ -1,1 +1,32 @@
-//! placeholder
+//! The harness of the end-to-end tests: rooms in which real engines run real containers in real VMs, and in which runc
+//! stands beside our runtime to test the tests. It hides the boring half (daemons, namespaces, images, time limits);
+//! what is expected stays in the tests. It is test code: whatever goes wrong in it panics with what it was doing.
+
+pub mod bundle;
+pub mod command;
+pub mod containerd;
+pub mod expect;
+pub mod fixture;
+pub mod image;
+pub mod lab;
+pub mod leak;
+pub mod pids;
+pub mod places;
+pub mod podman;
+pub mod rootfs;
+pub mod runtime;
+pub mod terminal;
+pub mod wait;
+
+/// Makes of each case `fn case(kind: Kind)` two tests: one against runc, which proves the test, and one against ours.
+#[macro_export]
+macro_rules! against_both {
+    ($($case:ident),* $(,)?) => {
+        mod runc {
+            $(#[test] fn $case() { super::$case($crate::runtime::Kind::Runc) })*
+        }
+        mod kata {
+            $(#[test] fn $case() { super::$case($crate::runtime::Kind::Kata) })*
+        }
+    };
+}

@@ -1,1 +1,23 @@
-//! placeholder
+//! (Bundle, Config, Facts) to plans: whatever can be settled before anything is done is settled here.
+//!
+//! Pure: no clock, no async, no look at the host; what must be known of the host comes in as [`Facts`]. The plans go out
+//! and are carried out by others; nothing is written back into them.
+
+mod container;
+mod error;
+mod facts;
+mod guest_spec;
+mod pod;
+mod print;
+mod seccomp;
+mod share;
+mod sizing;
+mod volume;
+
+pub use container::{ContainerPlan, GuestContainer, RootfsPlan, container, exec_process};
+pub use error::PlanError;
+pub use facts::{Facts, SourceKind, bind_sources, shm_source};
+pub use pod::{PodPlan, pod};
+pub use print::Printout;
+pub use share::{GuestMount, SharePlan};
+pub use volume::VolumePlan;

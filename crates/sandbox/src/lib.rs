@@ -1,1 +1,23 @@
-//! placeholder
+//! Owns one pod: one owner task, one state; carries plans out as steps that can be taken back.
+//!
+//! [`Sandbox`] is what a door holds. [`lifecycle`] has the rules, [`record`] what outlives the process, [`recover`] what
+//! cleans up after it.
+
+mod actor;
+mod boot;
+pub mod container;
+pub mod error;
+pub mod lifecycle;
+mod process;
+pub mod record;
+pub mod recover;
+mod sandbox;
+pub mod stdio;
+pub mod step;
+pub mod survey;
+pub mod timeline;
+
+pub use container::NewContainer;
+pub use error::{SandboxError, describe};
+pub use kata_agent_client::Process;
+pub use sandbox::{Event, MACHINE_LOST, ProcessState, Sandbox, Surroundings};

@@ -14,7 +14,13 @@ pub mod names;
 pub mod stream;
 
 /// The messages and the service of `proto/agent.proto`, generated.
-#[expect(clippy::all, reason = "generated")]
+#[allow(
+    missing_docs,
+    clippy::all,
+    clippy::unwrap_used,
+    clippy::allow_attributes_without_reason,
+    reason = "generated; the proto file carries the comments"
+)]
 pub mod proto {
     include!(concat!(env!("OUT_DIR"), "/index.rs"));
 

@@ -78,7 +78,7 @@ where
     };
     let connection = Connection::new(channel.compat(), config, mode);
     let (opener, wanted) = mpsc::channel(16);
-    let (found, incoming) = mpsc::channel(16);
+    let (found, incoming) = mpsc::channel(MAX_STREAMS);
     tokio::spawn(async move {
         if let Err(error) = drive(connection, wanted, found, side).await {
             tracing::debug!(%error, "channel ended");
@@ -100,7 +100,7 @@ where
     loop {
         // One turn: whatever the connection has to do is done inside poll_next_inbound, so that is always polled;
         // a wanted stream is opened as soon as the connection allows it.
-        let inbound = poll_fn(|cx| {
+        let turn = poll_fn(|cx| {
             loop {
                 if waiting.is_none() {
                     match wanted.poll_recv(cx) {
@@ -121,14 +121,15 @@ where
                 }
             }
             connection.poll_next_inbound(cx)
-        })
-        .await;
+        });
+        let inbound = tokio::select! {
+            inbound = turn => inbound,
+            () = found.closed(), if side == Side::Guest => break,
+        };
         match inbound {
             Some(Ok(stream)) if side == Side::Guest => {
-                // Never waits: a guest takes its streams at once, and a full queue means that it does not.
-                if found.try_send(stream.compat()).is_err() && found.is_closed() {
-                    break;
-                }
+                // Never waits: a guest takes its streams at once; where it does not, the stream is reset.
+                let _ = found.try_send(stream.compat());
             }
             Some(Ok(_refused)) => {}
             Some(Err(error)) => return Err(error),
@@ -161,7 +162,10 @@ mod tests {
         let mut got = Vec::new();
         guest.read_to_end(&mut got).await.expect("read to the half close");
         assert_eq!(got, b"question");
-        guest.write_all(b"answer").await.expect("write after the peer's half close");
+        guest
+            .write_all(b"answer")
+            .await
+            .expect("write after the peer's half close");
         guest.shutdown().await.expect("close");
         let mut back = Vec::new();
         host.read_to_end(&mut back).await.expect("read");
@@ -190,16 +194,25 @@ mod tests {
         });
         let pour = tokio::spawn(async move {
             for _ in 0..4096 {
-                writer_of_lively.write_all(&[9; 1024]).await.expect("lively stream accepts");
+                writer_of_lively
+                    .write_all(&[9; 1024])
+                    .await
+                    .expect("lively stream accepts");
             }
             writer_of_lively.shutdown().await.expect("close");
         });
         let mut lively_bytes = Vec::new();
-        lively.read_to_end(&mut lively_bytes).await.expect("lively stream flows");
+        lively
+            .read_to_end(&mut lively_bytes)
+            .await
+            .expect("lively stream flows");
         assert_eq!(lively_bytes.len(), 4096 * 1024);
         pour.await.expect("pour");
         let accepted = flood.await.expect("flood");
-        assert!(accepted <= 1024 * 1024, "{accepted} bytes were taken for a reader that never reads");
+        assert!(
+            accepted <= 1024 * 1024,
+            "{accepted} bytes were taken for a reader that never reads"
+        );
         drop(stuck);
     }
 

@@ -150,6 +150,9 @@ mod tests {
             container: "x".repeat(256),
             exec: String::new(),
         };
-        assert!(matches!(long.send(&mut Vec::new()).await, Err(HeaderError::TooLong { length: 256, .. })));
+        assert!(matches!(
+            long.send(&mut Vec::new()).await,
+            Err(HeaderError::TooLong { length: 256, .. })
+        ));
     }
 }

@@ -1,0 +1,17 @@
+//! The guest's assets: a kernel taken out of the distribution's package and an initramfs with the agent as `/init`.
+//!
+//! [`build`] is the table of contents. Equal input gives equal bytes, kept under the digest of the input, so that a
+//! second build finds the first one's result. Nothing is installed on the host.
+
+pub mod agent;
+pub mod build;
+pub mod bzimage;
+pub mod cpio;
+pub mod digest;
+pub mod elf;
+pub mod initramfs;
+pub mod kernel;
+pub mod manifest;
+pub mod modules;
+pub mod package;
+pub mod store;

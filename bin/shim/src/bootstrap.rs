@@ -1,0 +1,146 @@
+//! `start` and `delete`: the short-lived calls by which containerd finds, starts and buries a sandbox process.
+
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use containerd_shim_protos::api::DeleteResponse;
+use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
+use containerd_shim_protos::protobuf::{Message, MessageField};
+use kata_bundle::{Bundle, Role};
+use kata_sandbox::record::{Home, Mark, Record};
+use kata_sandbox::recover;
+use kata_sys::process::give_fds;
+
+use crate::flags::Flags;
+use crate::serve::LISTENER_FD;
+
+/// Prints the address of the sandbox process that serves the container: that of its pod, or one started now.
+///
+/// # Errors
+/// An unusable bundle, a taken id, a pod that is not there, or a process that does not start; nothing is left then.
+pub fn start(flags: &Flags) -> Result<()> {
+    let bundle_dir = bundle_dir(flags)?;
+    let bundle = Bundle::load(&bundle_dir)?;
+    let home = match bundle.role() {
+        Role::Member { pod_id } => pod_home(&bundle_dir, pod_id.as_ref())?,
+        Role::Pod | Role::Single => {
+            let home = Home::of(&place(flags, &bundle_dir));
+            open_home(flags, &bundle_dir, &home)?;
+            home
+        }
+    };
+    let address = format!("unix://{}", home.task_socket().display());
+    // containerd finds the process again by this file after it was restarted itself.
+    if flags.place.is_none() {
+        std::fs::write(bundle_dir.join("address"), &address).context("cannot write the file address in the bundle")?;
+    }
+    let mut stdout = std::io::stdout();
+    stdout.write_all(address.as_bytes())?;
+    stdout.flush()?;
+    Ok(())
+}
+
+fn bundle_dir(flags: &Flags) -> Result<PathBuf> {
+    match &flags.bundle {
+        Some(bundle) => std::path::absolute(bundle).with_context(|| format!("bundle {}", bundle.display())),
+        None => std::env::current_dir().context("cannot tell the working directory, which is the bundle"),
+    }
+}
+
+fn place(flags: &Flags, bundle: &Path) -> PathBuf {
+    flags.place.clone().unwrap_or_else(|| bundle.to_owned())
+}
+
+/// containerd keeps the bundles of a namespace side by side, so a member knows where its pod's is.
+fn pod_home(bundle: &Path, pod: &str) -> Result<Home> {
+    let home = Home::of(&bundle.with_file_name(pod));
+    if !recover::is_alive(&home) {
+        bail!("the sandbox process of pod \"{pod}\" is not running");
+    }
+    Ok(home)
+}
+
+fn open_home(flags: &Flags, bundle: &Path, home: &Home) -> Result<()> {
+    if let Err(error) = home.create() {
+        if error.kind() != std::io::ErrorKind::AlreadyExists {
+            return Err(error).with_context(|| format!("cannot make {}", home.path().display()));
+        }
+        if home.read().is_ok() {
+            bail!("container with id \"{}\" exists already", flags.id);
+        }
+        // Somebody died here before there was anything to clean up.
+        recover::clean(home)?;
+        home.create()
+            .with_context(|| format!("cannot make {}", home.path().display()))?;
+    }
+    start_process(flags, bundle, home).inspect_err(|_| {
+        let _ = recover::clean(home);
+    })
+}
+
+fn start_process(flags: &Flags, bundle: &Path, home: &Home) -> Result<()> {
+    let record = Record::new(flags.id.clone(), flags.namespace.clone(), bundle.to_owned());
+    home.write(&record)?;
+    // Listening before the process runs: whoever connects need not wait for it.
+    let socket = home.task_socket();
+    let listener = UnixListener::bind(&socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
+    let log = std::fs::File::create(home.log()).context("cannot make the log file")?;
+    let program = std::env::current_exe().context("cannot tell where this program lies")?;
+    let mut command = Command::new(program);
+    command
+        .arg(format!("-namespace={}", flags.namespace))
+        .arg(format!("-id={}", flags.id))
+        .arg(format!("-address={}", flags.address))
+        .arg(format!("-bundle={}", bundle.display()))
+        .arg(format!("-place={}", place(flags, bundle).display()));
+    if let Some(config) = &flags.config {
+        command.arg(format!("-config={}", config.display()));
+    }
+    if flags.debug {
+        command.arg("-debug");
+    }
+    command
+        .arg("serve")
+        .current_dir(bundle)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
+    give_fds(&mut command, vec![(listener.as_raw_fd(), LISTENER_FD)]);
+    let child = command.spawn().context("cannot start the sandbox process")?;
+    let record = Record {
+        sandbox: Some(Mark::of(child.id()).context("the sandbox process ended at once")?),
+        ..record
+    };
+    home.write(&record)?;
+    if flags.place.is_none() {
+        // As other shims do; people look for it.
+        let _ = std::fs::write(bundle.join("shim.pid"), child.id().to_string());
+    }
+    Ok(())
+}
+
+/// Cleans up after the sandbox process and prints a `DeleteResponse` message.
+///
+/// # Errors
+/// What could not be cleaned up.
+pub fn delete(flags: &Flags) -> Result<()> {
+    let bundle = bundle_dir(flags)?;
+    let home = Home::of(&place(flags, &bundle));
+    // A member of a pod has no home of its own, and then there is nothing to clean.
+    recover::clean(&home)?;
+    const KILLED: u32 = 137;
+    let response = DeleteResponse {
+        pid: 0,
+        exit_status: KILLED,
+        exited_at: MessageField::some(Timestamp::now()),
+        ..Default::default()
+    };
+    let mut stdout = std::io::stdout();
+    stdout.write_all(&response.write_to_bytes()?)?;
+    stdout.flush()?;
+    Ok(())
+}

@@ -1,0 +1,129 @@
+//! `serve`: the sandbox process itself.
+
+use std::os::fd::RawFd;
+use std::os::unix::net::UnixListener as StdListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use containerd_shim_protos::shim_async::create_task;
+use kata_config::Config;
+use kata_sandbox::record::{Home, Mark};
+use kata_sandbox::step::Faults;
+use kata_sandbox::{Sandbox, SandboxError, Surroundings};
+use kata_storage::namespace;
+use kata_sys::process::take_fd;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, mpsc};
+use ttrpc::asynchronous::Server;
+use ttrpc::asynchronous::transport::Listener;
+
+use crate::flags::Flags;
+use crate::guest::GuestQuestions;
+use crate::task::TaskService;
+use crate::{drivers, event};
+
+/// The number under which the process finds its listening socket.
+pub const LISTENER_FD: RawFd = 3;
+
+/// The name under which containerd < 2 asks for the same service.
+const TASK_V2: &str = "containerd.task.v2.Task";
+
+/// Serves until it is told to shut down, then takes everything back.
+///
+/// # Errors
+/// What keeps it from serving at all.
+pub fn run(flags: &Flags) -> Result<()> {
+    let listener = take_fd(LISTENER_FD).context("started by hand? There is no listening socket")?;
+    // Its own session: what the engine sends to its own process group is not meant for the pod.
+    nix::unistd::setsid().context("setsid")?;
+    namespace::enter().context("cannot make a mount namespace of its own")?;
+    let bundle = flags.bundle.clone().context("-bundle is missing")?;
+    let home = Home::of(flags.place.as_deref().unwrap_or(&bundle));
+    // One thread: the machine's processes die with the thread that started them, and it is the smallest, too.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(serve(flags, home.clone(), StdListener::from(listener)))?;
+    home.remove().context("cannot remove the sandbox's directory")
+}
+
+async fn serve(flags: &Flags, home: Home, listener: StdListener) -> Result<()> {
+    listener.set_nonblocking(true)?;
+    let (events, happened) = mpsc::unbounded_channel();
+    let opening = Opening {
+        home: home.clone(),
+        config: flags.config.clone(),
+        events,
+    };
+    let publisher = tokio::spawn(event::publish(
+        happened,
+        std::env::var("TTRPC_ADDRESS").ok().filter(|address| !address.is_empty()),
+        flags.namespace.clone(),
+    ));
+    let closing = Arc::new(Notify::new());
+    let service = Arc::new(TaskService::new(opening, closing.clone()));
+    let mut services = create_task(service.clone());
+    for (_, v2) in create_task(service.clone()) {
+        services.insert(TASK_V2.to_owned(), v2);
+    }
+    let questions = Arc::new(GuestQuestions::new(service.clone()));
+    services.extend(kata_wire::proto::create_agent(questions));
+    let mut server = Server::new()
+        .add_listener(Listener::from(UnixListener::from_std(listener)?))
+        .register_service(services);
+    server.start().await?;
+    tracing::info!(pid = std::process::id(), home = %home.path().display(), "sandbox process serves");
+
+    let mut terminated = signal(SignalKind::terminate())?;
+    let mut interrupted = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        () = closing.notified() => {}
+        _ = terminated.recv() => tracing::info!("terminated"),
+        _ = interrupted.recv() => tracing::info!("interrupted"),
+    }
+    if let Some(sandbox) = service.opened().await {
+        sandbox.shut_down().await;
+    }
+    let _ = server.shutdown().await;
+    drop((server, service));
+    // What has happened last is still being told.
+    let _ = tokio::time::timeout(std::time::Duration::from_secs(2), publisher).await;
+    Ok(())
+}
+
+/// What is needed to open the sandbox once the first container says how.
+pub struct Opening {
+    home: Home,
+    config: Option<PathBuf>,
+    events: mpsc::UnboundedSender<kata_sandbox::Event>,
+}
+
+impl Opening {
+    /// Opens the sandbox. Which configuration it gets: the command line's, else the pod's annotation, else that of
+    /// containerd's options (`from_options`), else the environment's, else the first default file there is.
+    ///
+    /// # Errors
+    /// [`SandboxError`] for an unusable bundle or configuration.
+    pub fn open(&self, bundle: &Path, from_options: Option<PathBuf>) -> Result<Sandbox, SandboxError> {
+        let bundle = kata_bundle::Bundle::load(bundle)?;
+        let explicit = self
+            .config
+            .clone()
+            .or_else(|| bundle.config_path().map(Path::to_owned))
+            .or(from_options);
+        let (config, warnings) = Config::find(explicit.as_deref())?;
+        for warning in &warnings {
+            tracing::warn!("{warning}");
+        }
+        let mut record = self.home.read()?;
+        record.sandbox = Mark::of(std::process::id()).ok();
+        Ok(Sandbox::new(Surroundings {
+            home: self.home.clone(),
+            record,
+            vmm: drivers::driver(&config),
+            config: Arc::new(config),
+            events: self.events.clone(),
+            faults: Faults::none(),
+        }))
+    }
+}

@@ -1,0 +1,346 @@
+//! The Task API of containerd's shim v2: one short method a call, each a translation and a question to the sandbox.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use containerd_shim_protos::api;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::protobuf::{CodedInputStream, EnumOrUnknown, MessageField};
+use containerd_shim_protos::shim_async::Task;
+use kata_sandbox::lifecycle::{ExitStatus, Phase};
+use kata_sandbox::stdio::Stdio;
+use kata_sandbox::{NewContainer, Process, Sandbox};
+use kata_storage::mount::EngineMount;
+use tokio::sync::{Mutex, Notify};
+use ttrpc::Code;
+use ttrpc::asynchronous::TtrpcContext;
+
+use crate::event::timestamp;
+use crate::serve::Opening;
+use crate::{metrics, status};
+
+/// The service. The sandbox is opened by the first create, because that is what says which configuration it has.
+pub struct TaskService {
+    opening: Opening,
+    sandbox: Mutex<Option<Sandbox>>,
+    closing: Arc<Notify>,
+}
+
+impl TaskService {
+    /// A service with nothing open. `closing` is notified when the process may end.
+    pub fn new(opening: Opening, closing: Arc<Notify>) -> Self {
+        Self {
+            opening,
+            sandbox: Mutex::new(None),
+            closing,
+        }
+    }
+
+    async fn sandbox(&self) -> ttrpc::Result<Sandbox> {
+        let open = self.sandbox.lock().await.clone();
+        open.ok_or_else(|| status::with(Code::NOT_FOUND, "no container has been created yet"))
+    }
+
+    async fn sandbox_for_create(&self, request: &api::CreateTaskRequest) -> ttrpc::Result<Sandbox> {
+        let mut open = self.sandbox.lock().await;
+        if let Some(sandbox) = &*open {
+            return Ok(sandbox.clone());
+        }
+        let config = config_path(request.options.as_ref());
+        let sandbox = self
+            .opening
+            .open(Path::new(&request.bundle), config)
+            .map_err(status::from_sandbox)?;
+        *open = Some(sandbox.clone());
+        Ok(sandbox)
+    }
+
+    /// The sandbox, if one was opened.
+    pub async fn opened(&self) -> Option<Sandbox> {
+        self.sandbox.lock().await.clone()
+    }
+}
+
+/// The `config_path` of a `runtimeoptions.v1.Options` message (field 2): which configuration file containerd's own
+/// configuration names for this runtime.
+fn config_path(options: Option<&Any>) -> Option<PathBuf> {
+    let any = options.filter(|any| any.type_url.ends_with("runtimeoptions.v1.Options"))?;
+    let mut input = CodedInputStream::from_bytes(&any.value);
+    const CONFIG_PATH: u32 = 2 << 3 | 2;
+    while let Ok(Some(tag)) = input.read_raw_tag_or_eof() {
+        if tag == CONFIG_PATH {
+            return input.read_string().ok().filter(|path| !path.is_empty()).map(PathBuf::from);
+        }
+        // Every field of the message is length-delimited.
+        let length = input.read_raw_varint32().ok()?;
+        input.skip_raw_bytes(length).ok()?;
+    }
+    None
+}
+
+fn process(container: &str, exec: &str) -> Process {
+    Process {
+        container: container.to_owned(),
+        exec: exec.to_owned(),
+    }
+}
+
+fn fifo(path: &str) -> Option<PathBuf> {
+    // containerd ≥ 1.7 may write a plain fifo as a URI.
+    let path = path.strip_prefix("fifo://").unwrap_or(path);
+    (!path.is_empty()).then(|| PathBuf::from(path))
+}
+
+fn path_text(path: Option<PathBuf>) -> String {
+    path.map(|path| path.display().to_string()).unwrap_or_default()
+}
+
+fn exited_at(exit: Option<ExitStatus>) -> MessageField<containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp> {
+    exit.map(timestamp).into()
+}
+
+fn status_of(phase: Phase) -> api::Status {
+    match phase {
+        Phase::Creating => api::Status::UNKNOWN,
+        Phase::Created | Phase::Starting { .. } => api::Status::CREATED,
+        Phase::Running => api::Status::RUNNING,
+        Phase::Paused => api::Status::PAUSED,
+        Phase::Stopped(_) | Phase::Deleting(_) => api::Status::STOPPED,
+    }
+}
+
+/// Answers and errors of a call whose answer is empty.
+type Done = ttrpc::Result<api::Empty>;
+
+#[async_trait]
+impl Task for TaskService {
+    async fn create(&self, _: &TtrpcContext, request: api::CreateTaskRequest) -> ttrpc::Result<api::CreateTaskResponse> {
+        tracing::info!(id = request.id, bundle = request.bundle, terminal = request.terminal, "create");
+        if !request.checkpoint.is_empty() {
+            return Err(status::with(Code::UNIMPLEMENTED, "checkpoints are not supported"));
+        }
+        let sandbox = self.sandbox_for_create(&request).await?;
+        let rootfs = request.rootfs.into_iter().map(|mount| EngineMount {
+            fs_type: mount.type_,
+            source: mount.source,
+            options: mount.options,
+        });
+        let container = NewContainer {
+            id: request.id,
+            bundle: request.bundle.into(),
+            rootfs: rootfs.collect(),
+            stdio: Stdio {
+                terminal: request.terminal,
+                stdin: fifo(&request.stdin),
+                stdout: fifo(&request.stdout),
+                stderr: fifo(&request.stderr),
+            },
+        };
+        // In a task of its own: a client that goes away in the middle must not leave a container half made.
+        let created = tokio::spawn(async move { sandbox.create(container).await }).await;
+        finish(created)?;
+        Ok(api::CreateTaskResponse {
+            pid: std::process::id(),
+            ..Default::default()
+        })
+    }
+
+    async fn start(&self, _: &TtrpcContext, request: api::StartRequest) -> ttrpc::Result<api::StartResponse> {
+        let sandbox = self.sandbox().await?;
+        let target = process(&request.id, &request.exec_id);
+        finish(tokio::spawn(async move { sandbox.start(&target).await }).await)?;
+        Ok(api::StartResponse {
+            pid: std::process::id(),
+            ..Default::default()
+        })
+    }
+
+    async fn delete(&self, _: &TtrpcContext, request: api::DeleteRequest) -> ttrpc::Result<api::DeleteResponse> {
+        let sandbox = self.sandbox().await?;
+        let target = process(&request.id, &request.exec_id);
+        let exit = finish(tokio::spawn(async move { sandbox.delete(&target).await }).await)?;
+        Ok(api::DeleteResponse {
+            pid: std::process::id(),
+            exit_status: exit.code,
+            exited_at: MessageField::some(timestamp(exit)),
+            ..Default::default()
+        })
+    }
+
+    async fn exec(&self, _: &TtrpcContext, request: api::ExecProcessRequest) -> Done {
+        let spec = request.spec.as_ref().map(|any| any.value.as_slice()).unwrap_or_default();
+        let spec = kata_bundle::parse_process(spec)
+            .map_err(|error| status::with(Code::INVALID_ARGUMENT, kata_sandbox::describe(&error)))?;
+        let stdio = Stdio {
+            terminal: request.terminal,
+            stdin: fifo(&request.stdin),
+            stdout: fifo(&request.stdout),
+            stderr: fifo(&request.stderr),
+        };
+        let target = process(&request.id, &request.exec_id);
+        let added = self.sandbox().await?.add_exec(&target, &spec, stdio).await;
+        added.map_err(status::from_sandbox)?;
+        Ok(api::Empty::new())
+    }
+
+    async fn state(&self, _: &TtrpcContext, request: api::StateRequest) -> ttrpc::Result<api::StateResponse> {
+        let target = process(&request.id, &request.exec_id);
+        let state = self.sandbox().await?.state(&target).await.map_err(status::from_sandbox)?;
+        let exit = state.phase.exit();
+        Ok(api::StateResponse {
+            id: request.id,
+            exec_id: request.exec_id,
+            bundle: state.bundle.display().to_string(),
+            pid: std::process::id(),
+            status: EnumOrUnknown::new(status_of(state.phase)),
+            stdin: path_text(state.stdio.stdin),
+            stdout: path_text(state.stdio.stdout),
+            stderr: path_text(state.stdio.stderr),
+            terminal: state.stdio.terminal,
+            exit_status: exit.map(|exit| exit.code).unwrap_or_default(),
+            exited_at: exited_at(exit),
+            ..Default::default()
+        })
+    }
+
+    async fn wait(&self, _: &TtrpcContext, request: api::WaitRequest) -> ttrpc::Result<api::WaitResponse> {
+        let target = process(&request.id, &request.exec_id);
+        let exit = self.sandbox().await?.wait(&target).await.map_err(status::from_sandbox)?;
+        Ok(api::WaitResponse {
+            exit_status: exit.code,
+            exited_at: MessageField::some(timestamp(exit)),
+            ..Default::default()
+        })
+    }
+
+    async fn kill(&self, _: &TtrpcContext, request: api::KillRequest) -> Done {
+        let target = process(&request.id, &request.exec_id);
+        let sandbox = self.sandbox().await?;
+        sandbox
+            .signal(&target, request.signal, request.all)
+            .await
+            .map_err(status::from_sandbox)?;
+        Ok(api::Empty::new())
+    }
+
+    async fn resize_pty(&self, _: &TtrpcContext, request: api::ResizePtyRequest) -> Done {
+        let target = process(&request.id, &request.exec_id);
+        let sandbox = self.sandbox().await?;
+        sandbox
+            .resize(&target, request.width, request.height)
+            .await
+            .map_err(status::from_sandbox)?;
+        Ok(api::Empty::new())
+    }
+
+    async fn close_io(&self, _: &TtrpcContext, request: api::CloseIORequest) -> Done {
+        if request.stdin {
+            let target = process(&request.id, &request.exec_id);
+            let closed = self.sandbox().await?.close_stdin(&target).await;
+            closed.map_err(status::from_sandbox)?;
+        }
+        Ok(api::Empty::new())
+    }
+
+    async fn pause(&self, _: &TtrpcContext, request: api::PauseRequest) -> Done {
+        let paused = self.sandbox().await?.pause(&request.id).await;
+        paused.map_err(status::from_sandbox)?;
+        Ok(api::Empty::new())
+    }
+
+    async fn resume(&self, _: &TtrpcContext, request: api::ResumeRequest) -> Done {
+        let resumed = self.sandbox().await?.resume(&request.id).await;
+        resumed.map_err(status::from_sandbox)?;
+        Ok(api::Empty::new())
+    }
+
+    async fn update(&self, _: &TtrpcContext, request: api::UpdateTaskRequest) -> Done {
+        let resources = request.resources.into_option().map(|any| any.value).unwrap_or_default();
+        let updated = self.sandbox().await?.update(&request.id, resources).await;
+        updated.map_err(status::from_sandbox)?;
+        Ok(api::Empty::new())
+    }
+
+    /// The pids that a host can use: that of the sandbox process. Those of the guest mean nothing here; `kata-runtime ps`
+    /// shows them.
+    async fn pids(&self, _: &TtrpcContext, request: api::PidsRequest) -> ttrpc::Result<api::PidsResponse> {
+        let state = self.sandbox().await?.state(&process(&request.id, "")).await;
+        state.map_err(status::from_sandbox)?;
+        let mut response = api::PidsResponse::new();
+        response.processes.push(api::ProcessInfo {
+            pid: std::process::id(),
+            ..Default::default()
+        });
+        Ok(response)
+    }
+
+    async fn stats(&self, _: &TtrpcContext, request: api::StatsRequest) -> ttrpc::Result<api::StatsResponse> {
+        let stats = self.sandbox().await?.stats(&request.id).await.map_err(status::from_sandbox)?;
+        Ok(api::StatsResponse {
+            stats: MessageField::some(metrics::encode(&stats, metrics::Version::of_host())),
+            ..Default::default()
+        })
+    }
+
+    async fn connect(&self, _: &TtrpcContext, _: api::ConnectRequest) -> ttrpc::Result<api::ConnectResponse> {
+        Ok(api::ConnectResponse {
+            shim_pid: std::process::id(),
+            task_pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            ..Default::default()
+        })
+    }
+
+    /// Ends the process, unless containers remain.
+    async fn shutdown(&self, _: &TtrpcContext, request: api::ShutdownRequest) -> Done {
+        let remaining = match self.opened().await {
+            Some(sandbox) => sandbox.containers().await.len(),
+            None => 0,
+        };
+        tracing::info!(remaining, now = request.now, "shutdown");
+        if remaining == 0 || request.now {
+            self.closing.notify_one();
+        }
+        Ok(api::Empty::new())
+    }
+
+    async fn checkpoint(&self, _: &TtrpcContext, _: api::CheckpointTaskRequest) -> Done {
+        Err(status::with(Code::UNIMPLEMENTED, "checkpoints are not supported"))
+    }
+}
+
+fn finish<T>(result: Result<Result<T, kata_sandbox::SandboxError>, tokio::task::JoinError>) -> ttrpc::Result<T> {
+    match result {
+        Ok(done) => done.map_err(|error| {
+            let error = status::from_sandbox(error);
+            tracing::info!(%error, "failed");
+            error
+        }),
+        Err(error) => Err(status::with(Code::INTERNAL, format!("a bug in the sandbox process: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configuration_named_by_containerd_is_found() {
+        // type_url (1) and config_path (2), both strings.
+        let mut value = vec![1 << 3 | 2, 3, b'f', b'o', b'o', 2 << 3 | 2, 7];
+        value.extend_from_slice(b"/c.toml");
+        let any = Any {
+            type_url: "runtimeoptions.v1.Options".into(),
+            value,
+            ..Default::default()
+        };
+        assert_eq!(config_path(Some(&any)), Some("/c.toml".into()));
+        let foreign = Any {
+            type_url: "containerd.runc.v1.Options".into(),
+            ..any
+        };
+        assert_eq!(config_path(Some(&foreign)), None);
+        assert_eq!(config_path(None), None);
+    }
+}

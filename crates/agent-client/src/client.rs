@@ -1,0 +1,291 @@
+//! The questions that the host asks the agent.
+
+use std::time::Duration;
+
+use kata_wire::mux::{self, Opener};
+use kata_wire::proto;
+use kata_wire::stream::{Header, HeaderError, Kind};
+use ttrpc::Code;
+use ttrpc::context::{self, Context};
+
+/// A process in the guest: the init of a container if `exec` is empty.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Process {
+    /// Container id.
+    pub container: String,
+    /// Exec id, or empty.
+    pub exec: String,
+}
+
+/// Why the agent did not do what it was asked.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The agent knows no such container or process, or, on start, the program does not exist.
+    #[error("{0}")]
+    NotFound(String),
+    /// The id is taken.
+    #[error("{0}")]
+    AlreadyExists(String),
+    /// The container or process is not in a state for this.
+    #[error("{0}")]
+    WrongState(String),
+    /// The request makes no sense to the agent.
+    #[error("{0}")]
+    Invalid(String),
+    /// The agent tried and failed.
+    #[error("{0}")]
+    Failed(String),
+    /// The agent did not answer in time.
+    #[error("the guest's agent did not answer {request} within {limit:?}")]
+    Silent {
+        /// The request's name.
+        request: &'static str,
+        /// How long was waited.
+        limit: Duration,
+    },
+    /// The channel has ended: the guest, or its agent, is gone.
+    #[error("the channel to the guest is closed")]
+    Lost,
+}
+
+impl From<mux::Closed> for AgentError {
+    fn from(_: mux::Closed) -> Self {
+        Self::Lost
+    }
+}
+
+/// How long a request may take that has no reason to take long. Generous: an emulated guest on a busy host is slow.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// The agent of one guest. Cheap to clone.
+#[derive(Clone)]
+pub struct Agent {
+    client: proto::AgentClient,
+    opener: Opener,
+}
+
+/// One request with the usual bound, and its error as an [`AgentError`].
+macro_rules! ask {
+    ($self:ident . $method:ident ( $request:expr )) => {
+        $self
+            .client
+            .$method(bounded(LIMIT), &$request)
+            .await
+            .map_err(|error| from_ttrpc(error, stringify!($method), LIMIT))
+    };
+}
+
+impl Agent {
+    pub(crate) fn new(client: proto::AgentClient, opener: Opener) -> Self {
+        Self { client, opener }
+    }
+
+    /// Prepares the guest for its pod.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn set_up(&self, request: proto::SetupRequest) -> Result<proto::SetupResponse, AgentError> {
+        ask!(self.setup(request))
+    }
+
+    /// Builds a container, up to the point where its init only has to be executed; answers its pid in the guest.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn create_container(&self, request: proto::CreateContainerRequest) -> Result<u32, AgentError> {
+        ask!(self.create_container(request)).map(|answer| answer.pid)
+    }
+
+    /// Executes the init of a created container.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn start_container(&self, container: &str) -> Result<(), AgentError> {
+        ask!(self.start_container(container_ref(container))).map(drop)
+    }
+
+    /// Kills what is left of a container and forgets it.
+    ///
+    /// # Errors
+    /// See [`AgentError`]; an unknown id is none.
+    pub async fn delete_container(&self, container: &str) -> Result<(), AgentError> {
+        ask!(self.delete_container(container_ref(container))).map(drop)
+    }
+
+    /// Starts one more process in a running container; answers its pid in the guest.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn exec(&self, request: proto::ExecRequest) -> Result<u32, AgentError> {
+        ask!(self.exec(request)).map(|answer| answer.pid)
+    }
+
+    /// Forgets an exec process.
+    ///
+    /// # Errors
+    /// See [`AgentError`]; an unknown id is none.
+    pub async fn delete_process(&self, process: &Process) -> Result<(), AgentError> {
+        ask!(self.delete_process(process_ref(process))).map(drop)
+    }
+
+    /// Waits, without bound, until the process has ended.
+    ///
+    /// # Errors
+    /// See [`AgentError`]; [`AgentError::Lost`] when the guest ends first.
+    pub async fn wait(&self, process: &Process) -> Result<proto::WaitResponse, AgentError> {
+        let request = process_ref(process);
+        tokio::select! {
+            answer = self.client.wait(Context::default(), &request) => {
+                answer.map_err(|error| from_ttrpc(error, "wait", Duration::MAX))
+            }
+            () = self.opener.closed() => Err(AgentError::Lost),
+        }
+    }
+
+    /// Sends a signal to a process, or to every process of its container.
+    ///
+    /// # Errors
+    /// See [`AgentError`]; [`AgentError::NotFound`] for a process that has ended.
+    pub async fn signal(&self, process: &Process, signal: u32, all: bool) -> Result<(), AgentError> {
+        let request = proto::SignalRequest {
+            container_id: process.container.clone(),
+            exec_id: process.exec.clone(),
+            signal,
+            all,
+            ..Default::default()
+        };
+        ask!(self.signal(request)).map(drop)
+    }
+
+    /// Tells a process's terminal its size, in characters.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn resize_terminal(&self, process: &Process, columns: u32, rows: u32) -> Result<(), AgentError> {
+        let request = proto::ResizeTerminalRequest {
+            container_id: process.container.clone(),
+            exec_id: process.exec.clone(),
+            columns,
+            rows,
+            ..Default::default()
+        };
+        ask!(self.resize_terminal(request)).map(drop)
+    }
+
+    /// Freezes a container.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn pause(&self, container: &str) -> Result<(), AgentError> {
+        ask!(self.pause(container_ref(container))).map(drop)
+    }
+
+    /// Thaws a container.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn resume(&self, container: &str) -> Result<(), AgentError> {
+        ask!(self.resume(container_ref(container))).map(drop)
+    }
+
+    /// Changes a container's limits. `resources_json` is a `linux.resources` object of the OCI runtime spec.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn update(&self, container: &str, resources_json: Vec<u8>) -> Result<(), AgentError> {
+        let request = proto::UpdateRequest {
+            container_id: container.to_owned(),
+            resources_json,
+            ..Default::default()
+        };
+        ask!(self.update(request)).map(drop)
+    }
+
+    /// The processes of a container.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn processes(&self, container: &str) -> Result<proto::ProcessesResponse, AgentError> {
+        ask!(self.processes(container_ref(container)))
+    }
+
+    /// What a container has used.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn stats(&self, container: &str) -> Result<proto::StatsResponse, AgentError> {
+        ask!(self.stats(container_ref(container)))
+    }
+
+    /// Asks the guest to power off. It may be gone before it answers, so there is nothing to learn from the answer.
+    pub async fn shut_down(&self, limit: Duration) {
+        let _ = self.client.shutdown(bounded(limit), &proto::Empty::new()).await;
+    }
+
+    /// Opens one stdio stream of a process. May come before the process itself is asked for.
+    ///
+    /// # Errors
+    /// [`AgentError::Lost`] when the channel has ended, [`AgentError::Invalid`] for an id that is too long.
+    pub async fn stdio(&self, kind: Kind, process: &Process) -> Result<mux::Stream, AgentError> {
+        let header = Header {
+            kind,
+            container: process.container.clone(),
+            exec: process.exec.clone(),
+        };
+        let mut stream = self.opener.open().await?;
+        header.send(&mut stream).await.map_err(|error| match error {
+            HeaderError::TooLong { .. } => AgentError::Invalid(error.to_string()),
+            _ => AgentError::Lost,
+        })?;
+        Ok(stream)
+    }
+
+    /// Resolves when the channel has ended.
+    pub async fn closed(&self) {
+        self.opener.closed().await;
+    }
+}
+
+fn container_ref(container: &str) -> proto::ContainerRef {
+    proto::ContainerRef {
+        container_id: container.to_owned(),
+        ..Default::default()
+    }
+}
+
+fn process_ref(process: &Process) -> proto::ProcessRef {
+    proto::ProcessRef {
+        container_id: process.container.clone(),
+        exec_id: process.exec.clone(),
+        ..Default::default()
+    }
+}
+
+fn bounded(limit: Duration) -> Context {
+    context::with_timeout(i64::try_from(limit.as_nanos()).unwrap_or(i64::MAX))
+}
+
+fn from_ttrpc(error: ttrpc::Error, request: &'static str, limit: Duration) -> AgentError {
+    let ttrpc::Error::RpcStatus(status) = error else {
+        return AgentError::Lost;
+    };
+    let code = status.code.enum_value_or(Code::UNKNOWN);
+    let message = bounded_text(status.message);
+    match code {
+        Code::NOT_FOUND => AgentError::NotFound(message),
+        Code::ALREADY_EXISTS => AgentError::AlreadyExists(message),
+        Code::FAILED_PRECONDITION => AgentError::WrongState(message),
+        Code::INVALID_ARGUMENT => AgentError::Invalid(message),
+        Code::DEADLINE_EXCEEDED => AgentError::Silent { request, limit },
+        _ => AgentError::Failed(message),
+    }
+}
+
+/// The guest's words, cut to a length that fits a log line, and without control characters.
+fn bounded_text(text: String) -> String {
+    const MOST: usize = 2000;
+    text.chars()
+        .take(MOST)
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
+}

@@ -1,0 +1,87 @@
+//! A container image made without a registry: one archive that is at once an OCI layout and a `docker save` file, so that
+//! `ctr image import` and `podman load` both read it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::command::Cmd;
+use crate::rootfs;
+
+/// The name under which the engines know the image.
+pub const BUSYBOX: &str = "docker.io/library/busybox:1";
+
+/// Makes the archive of a busybox image, with everything it needs on the way, below `dir`.
+///
+/// # Panics
+/// When a file cannot be written.
+pub fn busybox(dir: &Path) -> PathBuf {
+    let root = dir.join("image-rootfs");
+    rootfs::make(&root);
+    let layout = dir.join("image-layout");
+    let blobs = layout.join("blobs/sha256");
+    fs::create_dir_all(&blobs).expect("blobs");
+
+    let layer_tar = dir.join("layer.tar");
+    pack(&root, &layer_tar);
+    let layer = store(&blobs, &fs::read(&layer_tar).expect("layer"));
+    let config = json!({
+        "architecture": "amd64", "os": "linux",
+        "config": {"Cmd": ["sh"], "Env": ["PATH=/bin"], "WorkingDir": "/"},
+        "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", layer.0)]},
+    });
+    let config = store(&blobs, config.to_string().as_bytes());
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
+        "layers": [descriptor("application/vnd.oci.image.layer.v1.tar", &layer)],
+    });
+    let manifest = store(&blobs, manifest.to_string().as_bytes());
+    let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
+    entry["annotations"] = json!({"io.containerd.image.name": BUSYBOX, "org.opencontainers.image.ref.name": "1"});
+    let blob = |(digest, _): &(String, usize)| format!("blobs/sha256/{digest}");
+    let files = [
+        ("oci-layout", json!({"imageLayoutVersion": "1.0.0"})),
+        ("index.json", json!({"schemaVersion": 2, "manifests": [entry]})),
+        (
+            "manifest.json",
+            json!([{"Config": blob(&config), "RepoTags": [BUSYBOX], "Layers": [blob(&layer)]}]),
+        ),
+    ];
+    for (name, value) in files {
+        fs::write(layout.join(name), value.to_string()).expect(name);
+    }
+    let archive = dir.join("busybox.tar");
+    pack(&layout, &archive);
+    archive
+}
+
+fn pack(dir: &Path, archive: &Path) {
+    let fixed = ["--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner"];
+    Cmd::new("tar")
+        .args(fixed)
+        .arg("-C")
+        .arg(dir)
+        .arg("-cf")
+        .arg(archive)
+        .arg(".")
+        .run()
+        .ok();
+}
+
+fn store(blobs: &Path, bytes: &[u8]) -> (String, usize) {
+    let digest = hex(&Sha256::digest(bytes));
+    fs::write(blobs.join(&digest), bytes).expect("blob");
+    (digest, bytes.len())
+}
+
+fn descriptor(media_type: &str, (digest, size): &(String, usize)) -> Value {
+    json!({"mediaType": media_type, "digest": format!("sha256:{digest}"), "size": size})
+}
+
+/// Bytes in hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,114 @@
+//! What a lab holds at a moment, and what it holds more later: processes, mounts, network links, cgroups, sockets, files.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::lab::Lab;
+use crate::{pids, wait};
+
+/// How long what is about to vanish may take.
+const SETTLE: Duration = Duration::from_secs(10);
+
+/// Where a runtime may keep files.
+const PLACES: [&str; 5] = ["/run", "/tmp", "/var/tmp", "/dev/shm", "/var/lib/vc"];
+
+/// A picture of a lab: each thing and how many there are of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot(BTreeMap<String, usize>);
+
+impl Snapshot {
+    /// Takes the picture.
+    pub fn take(lab: &Lab) -> Self {
+        let mut things = BTreeMap::new();
+        let mut count = |thing: String| *things.entry(thing).or_default() += 1;
+        for process in pids::all(lab) {
+            count(format!("process {} {} ({})", process.state, process.line, process.name));
+        }
+        let proc = format!("/proc/{}", lab.anchor());
+        let lines = |file: &str| std::fs::read_to_string(format!("{proc}/{file}")).unwrap_or_default();
+        lines("mounts").lines().for_each(|line| count(format!("mount {line}")));
+        for line in lines("net/dev").lines().skip(2) {
+            count(format!("link {}", line.split(':').next().unwrap_or_default().trim()));
+        }
+        for socket in lines("net/unix")
+            .lines()
+            .skip(1)
+            .filter_map(|line| line.split_whitespace().nth(7))
+        {
+            count(format!("socket {socket}"));
+        }
+        walk(&lab.outside("/sys/fs/cgroup"), &mut |path, is_dir| {
+            if is_dir {
+                count(format!("cgroup {}", inside(lab, path)));
+            }
+        });
+        for place in PLACES {
+            walk(&lab.outside(place), &mut |path, _| {
+                count(format!("file {}", inside(lab, path)))
+            });
+        }
+        Self(things)
+    }
+
+    /// What `later` has more, one line each; empty if nothing.
+    pub fn more_in(&self, later: &Self) -> String {
+        let mut text = String::new();
+        for (thing, now) in &later.0 {
+            let before = self.0.get(thing).copied().unwrap_or_default();
+            if *now > before {
+                let _ = writeln!(text, "  {thing} ({before} before, {now} now)");
+            }
+        }
+        text
+    }
+
+    /// Waits until the lab holds nothing more than in this picture.
+    ///
+    /// # Panics
+    /// When it still does after a while, with what.
+    #[track_caller]
+    pub fn expect_nothing_more(&self, lab: &Lab, after: &str) {
+        let mut more = String::new();
+        let settled = wait::eventually(SETTLE, || {
+            more = self.more_in(&Self::take(lab));
+            more.is_empty().then_some(())
+        });
+        assert!(settled.is_some(), "left behind after {after}:\n{more}");
+    }
+}
+
+fn inside(lab: &Lab, path: &Path) -> String {
+    let root = lab.outside("/");
+    path.strip_prefix(&root)
+        .map_or_else(|_| path.display().to_string(), |path| format!("/{}", path.display()))
+}
+
+/// Visits everything below `dir`; what vanishes meanwhile is passed over, links are not followed.
+fn walk(dir: &Path, visit: &mut impl FnMut(&Path, bool)) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        visit(&entry.path(), is_dir);
+        if is_dir {
+            walk(&entry.path(), visit);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Snapshot;
+
+    #[test]
+    fn only_what_came_is_told() {
+        let picture = |things: &[(&str, usize)]| Snapshot(things.iter().map(|(k, n)| ((*k).to_owned(), *n)).collect());
+        let before = picture(&[("mount a", 1), ("file gone", 1), ("link lo", 1)]);
+        let after = picture(&[("mount a", 3), ("link lo", 1), ("link tap0", 1)]);
+        assert_eq!(before.more_in(&before), "");
+        assert_eq!(
+            before.more_in(&after),
+            "  link tap0 (0 before, 1 now)\n  mount a (1 before, 3 now)\n"
+        );
+    }
+}

@@ -1,0 +1,167 @@
+//! Which processes of a lab belong to a sandbox: those whose command line names its id, or its directory below
+//! `/run/kata`, whose record names the id.
+
+use std::time::Duration;
+
+use crate::lab::Lab;
+use crate::wait;
+
+/// A process of a lab.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Process {
+    /// The pid, as the lab counts.
+    pub pid: u32,
+    /// The kernel's one-letter state; `Z` has ended and was not waited for.
+    pub state: char,
+    /// The short name of the program, at most 15 characters.
+    pub name: String,
+    /// The words of the command line, joined by spaces.
+    pub line: String,
+}
+
+/// The parts of a sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// `containerd-shim-kata-v2`.
+    Shim,
+    /// The virtual machine monitor.
+    Vmm,
+    /// The file-sharing daemon.
+    Virtiofsd,
+}
+
+impl Process {
+    /// Which part of a sandbox the process is, if any.
+    pub fn part(&self) -> Option<Part> {
+        let program = self.line.split(' ').next().unwrap_or_default();
+        let program = program.rsplit('/').next().unwrap_or_default();
+        match program {
+            "containerd-shim-kata-v2" => Some(Part::Shim),
+            "virtiofsd" => Some(Part::Virtiofsd),
+            _ if program.starts_with("qemu-system-") => Some(Part::Vmm),
+            _ => None,
+        }
+    }
+}
+
+/// Every process of the lab but its first.
+pub fn all(lab: &Lab) -> Vec<Process> {
+    let entries = std::fs::read_dir(lab.outside("/proc")).expect("the lab's /proc");
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
+    let mut found: Vec<Process> = pids.filter(|pid| *pid != 1).filter_map(|pid| read(lab, pid)).collect();
+    found.sort();
+    found
+}
+
+/// A process that ends while it is read is none.
+fn read(lab: &Lab, pid: u32) -> Option<Process> {
+    let dir = lab.outside(format!("/proc/{pid}"));
+    let line = std::fs::read(dir.join("cmdline")).ok()?;
+    let line = String::from_utf8_lossy(&line).trim_end_matches('\0').replace('\0', " ");
+    let stat = std::fs::read_to_string(dir.join("stat")).ok()?;
+    let (name, rest) = stat.split_once('(')?.1.rsplit_once(") ")?;
+    Some(Process {
+        pid,
+        state: rest.chars().next()?,
+        name: name.to_owned(),
+        line,
+    })
+}
+
+/// The processes whose command line names the sandbox, by its id or its directory.
+pub fn of_sandbox(lab: &Lab, id: &str) -> Vec<Process> {
+    let mut names = homes(lab, id);
+    names.push(id.to_owned());
+    let named = |process: &Process| names.iter().any(|name| names_word(&process.line, name));
+    all(lab).into_iter().filter(named).collect()
+}
+
+/// The directories of sandboxes whose record has this id.
+fn homes(lab: &Lab, id: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(lab.outside("/run/kata"))
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let record = std::fs::read(entry.path().join("record.json")).unwrap_or_default();
+        let record: serde_json::Value = serde_json::from_slice(&record).unwrap_or_default();
+        if record["id"] == id {
+            found.push(entry.file_name().to_string_lossy().into_owned());
+        }
+    }
+    found
+}
+
+/// Whether `line` holds `word` and not just a longer word that begins or ends with it.
+fn names_word(line: &str, word: &str) -> bool {
+    let of_a_word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    line.match_indices(word).any(|(at, _)| {
+        let (before, after) = (&line[..at], &line[at + word.len()..]);
+        !before.ends_with(of_a_word) && !after.starts_with(of_a_word)
+    })
+}
+
+/// The pids of one part of a sandbox; virtiofsd may have two processes.
+pub fn of_part(lab: &Lab, id: &str, part: Part) -> Vec<u32> {
+    of_sandbox(lab, id)
+        .into_iter()
+        .filter(|process| process.part() == Some(part))
+        .map(|process| process.pid)
+        .collect()
+}
+
+/// Sends SIGKILL to one part of a sandbox and waits for its end.
+///
+/// # Panics
+/// When there is no such part.
+#[track_caller]
+pub fn kill_part(lab: &Lab, id: &str, part: Part) {
+    let pids = of_part(lab, id, part);
+    assert!(
+        !pids.is_empty(),
+        "sandbox {id} has no {part:?}: {:#?}",
+        of_sandbox(lab, id)
+    );
+    for pid in &pids {
+        lab.kill(*pid);
+    }
+    let gone = |pid: &u32| read(lab, *pid).is_none_or(|process| process.state == 'Z');
+    wait::until("a killed process ends", Duration::from_secs(10), || {
+        pids.iter().all(gone)
+    });
+}
+
+/// Proportional set size of a process in KiB: its private memory and its share of what it shares.
+///
+/// # Panics
+/// When the process has ended.
+#[track_caller]
+pub fn pss_kib(lab: &Lab, pid: u32) -> u64 {
+    let path = lab.outside(format!("/proc/{pid}/smaps_rollup"));
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("Pss:"))
+        .expect("a Pss line");
+    line.trim().trim_end_matches(" kB").parse().expect("a number of KiB")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::names_word;
+
+    #[test]
+    fn an_id_is_a_whole_word() {
+        for (line, named) in [
+            ("shim -id=pod-1 serve", true),
+            ("shim -id pod-1", true),
+            ("qemu -name pod-1,debug-threads=on -chardev path=/run/pod-1/x", true),
+            ("shim -id=pod-12", false),
+            ("shim -id=a-pod-1", false),
+            ("shim -id=pod-1.b", false),
+        ] {
+            assert_eq!(names_word(line, "pod-1"), named, "{line}");
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Podman with storage, configuration and runtime of a lab's own, and the busybox image.
+
+use std::fs;
+use std::path::PathBuf;
+
+use crate::command::Cmd;
+use crate::image;
+use crate::lab::Lab;
+use crate::places;
+use crate::runtime::Kind;
+
+/// Podman that runs its containers by one runtime.
+#[derive(Debug)]
+pub struct Podman<'lab> {
+    lab: &'lab Lab,
+    kind: Kind,
+    dir: PathBuf,
+}
+
+impl<'lab> Podman<'lab> {
+    /// Makes the storage and loads the image.
+    ///
+    /// # Panics
+    /// When podman cannot do it.
+    #[track_caller]
+    pub fn start(lab: &'lab Lab, kind: Kind) -> Self {
+        let dir = lab.scratch().join(format!("podman-{kind:?}").to_lowercase());
+        fs::create_dir_all(&dir).expect("podman's folder");
+        // Podman asks for more open files than root may give itself where CAP_SYS_RESOURCE is missing.
+        let conf = "[containers]\ndefault_ulimits = [\"nofile=20000:20000\", \"nproc=32768:32768\"]\nlog_driver = \
+                    \"k8s-file\"\n[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\n";
+        fs::write(dir.join("containers.conf"), conf).expect("podman's configuration");
+        let podman = Self { lab, kind, dir };
+        let archive = image::busybox(&podman.dir);
+        podman.podman(["load", "--quiet", "--input"]).arg(archive).run().ok();
+        podman
+    }
+
+    /// The lab it runs in.
+    pub fn lab(&self) -> &'lab Lab {
+        self.lab
+    }
+
+    /// `podman` with these arguments.
+    #[track_caller]
+    pub fn podman<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Cmd {
+        let run_root = format!("/run/e2e-podman-{:?}", self.kind).to_lowercase();
+        let podman = self
+            .lab
+            .command(places::tool("podman"))
+            .env("CONTAINERS_CONF", self.dir.join("containers.conf"));
+        let podman = podman
+            .arg("--root")
+            .arg(self.dir.join("root"))
+            .args(["--runroot", &run_root]);
+        let podman = podman.args(["--storage-driver", "overlay", "--cgroup-manager", "cgroupfs"]);
+        podman
+            .args(["--events-backend", "file", "--runtime"])
+            .arg(self.kind.program())
+            .args(args)
+    }
+
+    /// `podman run --network none FLAGS IMAGE COMMAND`.
+    #[track_caller]
+    pub fn run(&self, flags: &[&str], command: &[&str]) -> Cmd {
+        self.podman(["run", "--network", "none"])
+            .args(flags)
+            .arg(image::BUSYBOX)
+            .args(command)
+    }
+}

@@ -1,0 +1,127 @@
+//! The plan of a container: what the host binds into the share, and what the agent is asked for.
+
+use std::path::PathBuf;
+
+use kata_bundle::oci::{LinuxNamespaceType, Process, Spec};
+use kata_bundle::{Bundle, check_process};
+use kata_config::Config;
+use kata_wire::names::ROOTFS_DIR;
+use serde::{Serialize, Serializer};
+
+use crate::pod::check_id;
+use crate::volume::{self, Fate, VolumePlan};
+use crate::{Facts, PlanError, guest_spec, seccomp};
+
+/// A container that does not exist yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ContainerPlan {
+    /// Its id.
+    pub id: String,
+    /// Its root file system.
+    pub rootfs: RootfsPlan,
+    /// What else it sees of the host, in the order of the mounts.
+    pub volumes: Vec<VolumePlan>,
+    /// What the agent is asked for.
+    pub guest: GuestContainer,
+    /// What of the specification has no effect or another one in a guest, for people.
+    pub notes: Vec<String>,
+}
+
+/// A root file system.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RootfsPlan {
+    /// On the host.
+    pub source: PathBuf,
+    /// Where the host binds it, relative to the share's directory.
+    pub share_path: PathBuf,
+    /// The container may not write to it. The guest enforces that, after it has made mount points in it.
+    pub read_only: bool,
+}
+
+/// What the agent is asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct GuestContainer {
+    /// The specification, every path in it a guest's path, as JSON.
+    #[serde(rename = "spec", serialize_with = "as_json")]
+    pub spec_json: Vec<u8>,
+    /// `struct sock_filter`s in the byte order of the host; empty for none.
+    #[serde(rename = "seccomp_instructions", serialize_with = "as_instruction_count")]
+    pub seccomp_filter: Vec<u8>,
+    /// `SECCOMP_FILTER_FLAG_*`
+    pub seccomp_flags: u64,
+    /// The first process gets a terminal.
+    pub terminal: bool,
+}
+
+/// Plans a container.
+///
+/// # Errors
+/// See [`PlanError`].
+pub fn container(id: &str, bundle: &Bundle, config: &Config, facts: &Facts) -> Result<ContainerPlan, PlanError> {
+    check_id(id)?;
+    let spec = bundle.spec();
+    let fates = volume::fates(id, spec, facts)?;
+    let filter = match spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()) {
+        Some(wanted) if !config.runtime.disable_guest_seccomp => seccomp::compile(wanted)?,
+        _ => seccomp::Filter::default(),
+    };
+    let mut notes = guest_spec::notes(spec);
+    notes.extend(network_note(spec));
+    let guest_spec = guest_spec::rewrite(id, spec, &fates)?;
+    let read_only = spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
+    Ok(ContainerPlan {
+        id: id.into(),
+        rootfs: RootfsPlan {
+            source: bundle.rootfs().to_owned(),
+            share_path: [id, ROOTFS_DIR].iter().collect(),
+            read_only,
+        },
+        guest: GuestContainer {
+            spec_json: guest_spec::to_json(&guest_spec)?,
+            seccomp_filter: filter.instructions,
+            seccomp_flags: filter.flags,
+            terminal: bundle.terminal(),
+        },
+        volumes: fates.into_iter().filter_map(into_volume).collect(),
+        notes,
+    })
+}
+
+/// The JSON that the agent takes for one more process in a container.
+///
+/// # Errors
+/// [`PlanError::Process`] for a process that nothing could run.
+pub fn exec_process(process: &Process) -> Result<Vec<u8>, PlanError> {
+    check_process(process)?;
+    Ok(guest_spec::process_to_json(&guest_spec::rewrite_process(process))?)
+}
+
+fn into_volume(fate: Fate) -> Option<VolumePlan> {
+    match fate {
+        Fate::Volume(volume) => Some(volume),
+        _ => None,
+    }
+}
+
+fn network_note(spec: &Spec) -> Option<String> {
+    let namespaces = spec.linux().as_ref()?.namespaces().iter().flatten();
+    let own = namespaces.into_iter().find(|namespace| namespace.typ() == LinuxNamespaceType::Network);
+    match own {
+        None => Some("network: the host's is asked for; the container gets the guest's loopback only".into()),
+        Some(namespace) => namespace.path().as_ref().map(|path| {
+            format!(
+                "network: {} is not carried into the guest yet; the container gets the guest's loopback only",
+                path.display()
+            )
+        }),
+    }
+}
+
+fn as_json<S: Serializer>(json: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    let value: serde_json::Value = serde_json::from_slice(json).map_err(serde::ser::Error::custom)?;
+    value.serialize(serializer)
+}
+
+fn as_instruction_count<S: Serializer>(filter: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64((filter.len() / seccomp::INSTRUCTION_BYTES) as u64)
+}

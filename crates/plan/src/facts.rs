@@ -1,0 +1,91 @@
+//! What must be known of the host before a plan can be made. Gathered by others; this is only its shape.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use kata_bundle::oci::Spec;
+use kata_machine::Accelerator;
+use serde::Serialize;
+
+use crate::volume;
+
+/// The host, as far as plans depend on it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Facts {
+    /// Found out by trying.
+    pub accelerator: Accelerator,
+    /// Why this one, for people.
+    pub accelerator_reason: String,
+    /// CPUs that this process may use.
+    pub host_cpus: u32,
+    /// All memory of the host, MiB.
+    pub host_memory_mib: u64,
+    /// The VMM's executable; it exists.
+    pub vmm: PathBuf,
+    /// The guest kernel; it exists.
+    pub kernel: PathBuf,
+    /// The initramfs; it exists.
+    pub initrd: PathBuf,
+    /// The virtio-fs daemon, if one is installed.
+    pub virtiofsd: Option<PathBuf>,
+    /// vhost-vsock can be used.
+    pub vhost_vsock: bool,
+    /// A vsock context id that is free, if one was sought.
+    pub vsock_cid: Option<u32>,
+    /// The sandbox's own directory, for sockets.
+    pub run_dir: PathBuf,
+    /// The directory of the host that becomes the guest's share.
+    pub share_dir: PathBuf,
+    /// What each path of [`bind_sources`] is.
+    pub source_kinds: BTreeMap<PathBuf, SourceKind>,
+    /// Size of the file system at [`shm_source`], bytes; `None` if there is none.
+    pub shm_bytes: Option<u64>,
+}
+
+/// What the source of a bind mount is, symbolic links followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SourceKind {
+    /// A directory.
+    Directory,
+    /// A regular file.
+    File,
+    /// A block device.
+    BlockDevice,
+    /// A character device.
+    CharDevice,
+    /// A named pipe.
+    Fifo,
+    /// A unix socket.
+    Socket,
+    /// Nothing is there.
+    Missing,
+}
+
+impl SourceKind {
+    pub(crate) fn noun(self) -> &'static str {
+        match self {
+            Self::Directory => "a directory",
+            Self::File => "a regular file",
+            Self::BlockDevice => "a block device",
+            Self::CharDevice => "a character device",
+            Self::Fifo => "a named pipe",
+            Self::Socket => "a socket",
+            Self::Missing => "missing",
+        }
+    }
+}
+
+/// The host paths that the plan of a container needs to know the kind of, each once.
+pub fn bind_sources(spec: &Spec) -> Vec<PathBuf> {
+    let mut sources: Vec<PathBuf> = volume::host_sources(spec).collect();
+    sources.sort();
+    sources.dedup();
+    sources
+}
+
+/// The path of the host that the specification binds to `/dev/shm`, if it does: the guest makes its own, of the same
+/// size.
+pub fn shm_source(spec: &Spec) -> Option<PathBuf> {
+    volume::shm_source(spec)
+}

@@ -1,0 +1,243 @@
+//! Rewrites an OCI specification for the guest: the only place that does.
+//!
+//! Nothing of the host is left in it: no path, no namespace, no hook that runs on the host, no label of its security
+//! modules, no CPU, memory node or disk number.
+
+use std::collections::HashMap;
+use std::path::{Component, Path, PathBuf};
+
+use kata_bundle::oci::{Hooks, Linux, LinuxBlockIo, LinuxNamespace, LinuxNamespaceType, LinuxResources, Mount, Process, Root, Spec};
+use kata_wire::names::{ROOTFS_DIR, SHARE_MOUNT};
+
+use crate::PlanError;
+use crate::volume::{self, Fate};
+
+/// Keys of `resources.unified` whose values name things of the host or that the guest has not.
+const FOREIGN_CONTROLLERS: [&str; 5] = ["cpuset.", "hugetlb.", "rdma.", "io.", "misc."];
+
+/// The specification for the guest. `fates` are those of its mounts.
+///
+/// # Errors
+/// [`PlanError::Unsupported`]
+pub(crate) fn rewrite(id: &str, spec: &Spec, fates: &[Fate]) -> Result<Spec, PlanError> {
+    let mut root = Root::default();
+    root.set_path(PathBuf::from(format!("{SHARE_MOUNT}/{id}/{ROOTFS_DIR}")))
+        .set_readonly(spec.root().as_ref().and_then(Root::readonly));
+    let mounts = spec.mounts().iter().flatten().zip(fates);
+    let mut guest = Spec::default();
+    guest
+        .set_version(spec.version().clone())
+        .set_root(Some(root))
+        .set_process(spec.process().as_ref().map(rewrite_process))
+        .set_hostname(spec.hostname().clone())
+        .set_domainname(spec.domainname().clone())
+        .set_mounts(Some(mounts.map(|(mount, fate)| rewrite_mount(mount, fate)).collect()))
+        .set_hooks(start_hooks(spec))
+        // They speak of the host, and nobody in the guest reads them.
+        .set_annotations(None)
+        .set_linux(spec.linux().as_ref().map(|linux| rewrite_linux(id, linux)).transpose()?);
+    Ok(guest)
+}
+
+/// The process for the guest.
+pub(crate) fn rewrite_process(process: &Process) -> Process {
+    let mut guest = process.clone();
+    guest
+        .set_apparmor_profile(None)
+        .set_selinux_label(None)
+        .set_exec_cpu_affinity(None);
+    guest
+}
+
+/// What of a specification has no effect in the guest, for people.
+pub(crate) fn notes(spec: &Spec) -> Vec<String> {
+    let mut notes = Vec::new();
+    let host_hooks = spec.hooks().as_ref().map_or(0, |hooks| {
+        [
+            hooks.prestart(),
+            hooks.create_runtime(),
+            hooks.create_container(),
+            hooks.poststart(),
+            hooks.poststop(),
+        ]
+        .into_iter()
+        .flatten()
+        .map(Vec::len)
+        .sum()
+    });
+    if host_hooks > 0 {
+        notes.push(format!("hooks: {host_hooks} that would run on the host are not run yet"));
+    }
+    let linux = spec.linux().as_ref();
+    for namespace in linux.and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default() {
+        if let Some(path) = namespace.path()
+            && namespace.typ() != LinuxNamespaceType::Network
+        {
+            notes.push(format!("namespaces: a new {} one instead of {}", namespace.typ(), path.display()));
+        }
+    }
+    let resources = linux.and_then(|linux| linux.resources().as_ref());
+    if let Some(cpu) = resources.and_then(|resources| resources.cpu().as_ref())
+        && (cpu.cpus().is_some() || cpu.mems().is_some())
+    {
+        notes.push("resources: CPU and memory node numbers are the host's, ignored in the guest".into());
+    }
+    notes
+}
+
+/// The specification as JSON; the same one always as the same bytes.
+pub(crate) fn to_json(spec: &Spec) -> Result<Vec<u8>, serde_json::Error> {
+    let mut json = serde_json::to_value(spec)?;
+    json.get_mut("process").map(sort_capabilities);
+    serde_json::to_vec(&json)
+}
+
+/// As [`to_json`].
+pub(crate) fn process_to_json(process: &Process) -> Result<Vec<u8>, serde_json::Error> {
+    let mut json = serde_json::to_value(process)?;
+    sort_capabilities(&mut json);
+    serde_json::to_vec(&json)
+}
+
+/// They come out of hash sets.
+fn sort_capabilities(process: &mut serde_json::Value) {
+    let sets = process.get_mut("capabilities").and_then(serde_json::Value::as_object_mut);
+    for set in sets.into_iter().flat_map(|sets| sets.values_mut()) {
+        if let Some(names) = set.as_array_mut() {
+            names.sort_by(|one, other| one.as_str().cmp(&other.as_str()));
+        }
+    }
+}
+
+fn rewrite_mount(mount: &Mount, fate: &Fate) -> Mount {
+    let mut guest = mount.clone();
+    let mut options: Vec<String> = mount.options().clone().unwrap_or_default();
+    options.retain(|option| !volume::is_label(option));
+    match fate {
+        Fate::Kernel => {
+            // A label for people, unless it looks like a path of the host.
+            if mount.source().as_deref().is_none_or(Path::is_absolute) {
+                guest.set_source(mount.typ().as_ref().map(PathBuf::from));
+            }
+        }
+        Fate::Instead(kind) => become_kernel_file_system(&mut guest, &mut options, kind),
+        Fate::SharedMemory { bytes } => {
+            become_kernel_file_system(&mut guest, &mut options, "tmpfs");
+            options.retain(|option| !option.starts_with("size=") && !option.starts_with("mode="));
+            options.extend(["mode=1777".into(), format!("size={bytes}")]);
+        }
+        Fate::OfTheGuest => become_bind(&mut guest, &mut options),
+        Fate::Volume(volume) => {
+            guest.set_source(Some(PathBuf::from(&volume.guest_path)));
+            become_bind(&mut guest, &mut options);
+        }
+    }
+    guest.set_options((!options.is_empty()).then_some(options));
+    guest
+}
+
+fn become_kernel_file_system(mount: &mut Mount, options: &mut Vec<String>, kind: &str) {
+    mount.set_typ(Some(kind.into())).set_source(Some(PathBuf::from(kind)));
+    options.retain(|option| option != "bind" && option != "rbind");
+}
+
+fn become_bind(mount: &mut Mount, options: &mut Vec<String>) {
+    mount.set_typ(Some("bind".into()));
+    if !options.iter().any(|option| option == "bind" || option == "rbind") {
+        options.push("bind".into());
+    }
+}
+
+/// The hooks that run inside the container; all others are the host's.
+fn start_hooks(spec: &Spec) -> Option<Hooks> {
+    let start = spec.hooks().as_ref()?.start_container().clone()?;
+    let mut hooks = Hooks::default();
+    hooks.set_start_container(Some(start));
+    Some(hooks)
+}
+
+fn rewrite_linux(id: &str, linux: &Linux) -> Result<Linux, PlanError> {
+    let mut guest = linux.clone();
+    guest
+        .set_namespaces(Some(namespaces(linux)?))
+        .set_cgroups_path(Some(cgroup_path(id, linux.cgroups_path().as_deref())))
+        .set_resources(linux.resources().as_ref().map(rewrite_resources))
+        // Compiled by the host and sent beside the specification.
+        .set_seccomp(None)
+        .set_mount_label(None)
+        .set_intel_rdt(None)
+        .set_memory_policy(None)
+        .set_net_devices(None);
+    Ok(guest)
+}
+
+/// New ones of each kind that is asked for. The network is that of the guest itself, which belongs to the pod alone.
+fn namespaces(linux: &Linux) -> Result<Vec<LinuxNamespace>, PlanError> {
+    let mut kept = Vec::new();
+    for namespace in linux.namespaces().iter().flatten() {
+        match (namespace.typ(), namespace.path()) {
+            (LinuxNamespaceType::Network, _) => {}
+            (LinuxNamespaceType::User, Some(path)) => {
+                return Err(PlanError::Unsupported {
+                    what: format!("joining the user namespace {}", path.display()),
+                });
+            }
+            (kind, _) => {
+                let mut new = LinuxNamespace::default();
+                new.set_typ(kind);
+                kept.push(new);
+            }
+        }
+    }
+    Ok(kept)
+}
+
+/// The container's cgroup, as an absolute path below the guest's root cgroup. systemd's form `slice:prefix:name` becomes
+/// the path that systemd would make of it; whatever would lead out is left out.
+fn cgroup_path(id: &str, wanted: Option<&Path>) -> PathBuf {
+    let wanted = wanted.unwrap_or(Path::new("")).to_string_lossy().into_owned();
+    let path = match wanted.split(':').collect::<Vec<_>>()[..] {
+        [slice, prefix, name] if !wanted.contains('/') => match (prefix, name) {
+            (_, name) if name.ends_with(".slice") => format!("{slice}/{name}"),
+            ("", name) => format!("{slice}/{name}.scope"),
+            (prefix, name) => format!("{slice}/{prefix}-{name}.scope"),
+        },
+        _ => wanted,
+    };
+    let inside: PathBuf = Path::new(&path)
+        .components()
+        .filter(|component| matches!(component, Component::Normal(_)))
+        .collect();
+    match inside.as_os_str().is_empty() {
+        true => Path::new("/").join(id),
+        false => Path::new("/").join(inside),
+    }
+}
+
+fn rewrite_resources(resources: &LinuxResources) -> LinuxResources {
+    let mut guest = resources.clone();
+    if let Some(cpu) = guest.cpu_mut() {
+        cpu.set_cpus(None).set_mems(None);
+    }
+    guest
+        .set_block_io(resources.block_io().as_ref().and_then(rewrite_block_io))
+        .set_unified(resources.unified().as_ref().map(rewrite_unified))
+        // The guest has neither huge pages nor adapters.
+        .set_hugepage_limits(None)
+        .set_network(None)
+        .set_rdma(None);
+    guest
+}
+
+/// The weight among the pod's containers stays; limits of devices name the host's.
+fn rewrite_block_io(block_io: &LinuxBlockIo) -> Option<LinuxBlockIo> {
+    let mut guest = LinuxBlockIo::default();
+    guest.set_weight(Some(block_io.weight()?));
+    Some(guest)
+}
+
+fn rewrite_unified(unified: &HashMap<String, String>) -> HashMap<String, String> {
+    let own = |key: &str| !FOREIGN_CONTROLLERS.iter().any(|controller| key.starts_with(controller));
+    let kept = unified.iter().filter(|(key, _)| own(key));
+    kept.map(|(key, value)| (key.clone(), value.clone())).collect()
+}

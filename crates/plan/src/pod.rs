@@ -1,0 +1,159 @@
+//! The plan of a pod: its machine and its share, complete before anything is started.
+
+use std::path::{Path, PathBuf};
+
+use kata_bundle::{Bundle, Role};
+use kata_config::Config;
+use kata_machine::{Accelerator, Boot, Channel, Device, MachineSpec};
+use kata_wire::names::{CHANNEL_PORT, CHANNEL_VSOCK_PORT, LOG_PARAMETER};
+use serde::Serialize;
+
+use crate::share::{self, SharePlan};
+use crate::sizing;
+use crate::{Facts, PlanError};
+
+/// Bytes of a path that fit into a unix socket's address.
+const SOCKET_PATH_LIMIT: usize = 107;
+
+/// Longer ids do not fit into the channel's stream headers.
+const ID_LIMIT: usize = 255;
+
+/// A pod that is not yet running.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PodPlan {
+    /// Sandbox id.
+    pub id: String,
+    /// The machine.
+    pub machine: MachineSpec,
+    /// The share.
+    pub share: SharePlan,
+    /// Of the guest itself; may be empty.
+    pub hostname: String,
+    /// What was chosen and why, for people: the first lines of the sandbox's log.
+    pub notes: Vec<String>,
+}
+
+/// Plans the pod of a container that is alone or the first of its pod.
+///
+/// # Errors
+/// See [`PlanError`].
+pub fn pod(id: &str, bundle: &Bundle, config: &Config, facts: &Facts) -> Result<PodPlan, PlanError> {
+    check_id(id)?;
+    if let Role::Member { pod_id } = bundle.role() {
+        return Err(PlanError::MemberWithoutPod {
+            id: id.into(),
+            pod_id: pod_id.clone(),
+        });
+    }
+    let size = sizing::decide(config, facts)?;
+    let (share, share_note) = share::decide(config, facts)?;
+    let (channel, channel_note) = channel(config, facts)?;
+    let notes = vec![
+        format!("accelerator: {} ({})", facts.accelerator, facts.accelerator_reason),
+        format!("guest: kernel {}, initrd {}", facts.kernel.display(), facts.initrd.display()),
+        size.note,
+        share_note,
+        channel_note,
+    ];
+    let machine = MachineSpec {
+        id: id.into(),
+        vmm: facts.vmm.clone(),
+        machine_type: machine_type(config),
+        firmware: config.qemu.firmware.clone(),
+        accelerator: facts.accelerator,
+        cpu_features: cpu_features(config, facts.accelerator),
+        vcpus: size.vcpus,
+        max_vcpus: size.max_vcpus,
+        memory_mib: size.memory_mib,
+        memory_backing: share.memory_backing(),
+        boot: Boot {
+            kernel: facts.kernel.clone(),
+            initrd: facts.initrd.clone(),
+            parameters: parameters(config),
+        },
+        channel,
+        devices: vec![
+            share.device(config),
+            Device::Rng {
+                source: config.qemu.entropy_source.clone(),
+            },
+        ],
+        run_dir: facts.run_dir.clone(),
+        seccomp_sandbox: config.qemu.seccompsandbox.clone(),
+        debug: config.qemu.enable_debug,
+    };
+    Ok(PodPlan {
+        id: id.into(),
+        machine,
+        share,
+        hostname: bundle.spec().hostname().clone().unwrap_or_default(),
+        notes,
+    })
+}
+
+/// Ids become names of directories, mounts and streams.
+pub(crate) fn check_id(id: &str) -> Result<(), PlanError> {
+    let plain = |letter: u8| letter.is_ascii_alphanumeric() || b"_+-.".contains(&letter);
+    if id.is_empty() || id.len() > ID_LIMIT || id == "." || id == ".." || !id.bytes().all(plain) {
+        return Err(PlanError::Id { id: id.into() });
+    }
+    Ok(())
+}
+
+/// A socket in the sandbox's directory.
+pub(crate) fn socket(run_dir: &Path, name: &str) -> Result<PathBuf, PlanError> {
+    let path = run_dir.join(name);
+    if path.as_os_str().len() > SOCKET_PATH_LIMIT {
+        return Err(PlanError::SocketPath {
+            path,
+            most: SOCKET_PATH_LIMIT,
+        });
+    }
+    Ok(path)
+}
+
+fn channel(config: &Config, facts: &Facts) -> Result<(Channel, String), PlanError> {
+    if config.qemu.use_vsock != Some(true) {
+        let channel = Channel::Serial {
+            port: CHANNEL_PORT.into(),
+            socket: socket(&facts.run_dir, "agent.sock")?,
+        };
+        return Ok((channel, "channel: virtio-serial (works on every host)".into()));
+    }
+    match facts.vsock_cid {
+        Some(cid) if facts.vhost_vsock => Ok((
+            Channel::Vsock {
+                cid,
+                port: CHANNEL_VSOCK_PORT,
+            },
+            format!("channel: vsock with context id {cid} (configured)"),
+        )),
+        _ => Err(PlanError::NoVsock),
+    }
+}
+
+fn machine_type(config: &Config) -> String {
+    match config.qemu.machine_accelerators.trim_matches(',') {
+        "" => config.qemu.machine_type.clone(),
+        options => format!("{},{options}", config.qemu.machine_type),
+    }
+}
+
+fn cpu_features(config: &Config, accelerator: Accelerator) -> String {
+    match (&config.qemu.cpu_features, accelerator) {
+        (Some(features), _) => features.clone(),
+        // Saves the guest the emulation of performance counters; TCG has none anyway.
+        (None, Accelerator::Kvm) => "pmu=off".into(),
+        (None, Accelerator::Tcg) => String::new(),
+    }
+}
+
+fn parameters(config: &Config) -> Vec<String> {
+    let mut parameters = Vec::new();
+    if config.agent.enable_debug {
+        parameters.push(format!("{LOG_PARAMETER}=debug"));
+    }
+    // Last, so that they win over ours.
+    parameters.extend(config.qemu.kernel_params.iter().cloned());
+    parameters
+}

@@ -1,0 +1,236 @@
+//! What becomes of each mount of a specification.
+//!
+//! Refuses what cannot be shared with a guest yet: devices, sockets, pipes, and file systems that need the host's disks.
+
+use std::path::{Component, Path, PathBuf};
+
+use kata_bundle::oci::{Mount, Spec};
+use kata_wire::names::{SHARE_MOUNT, VOLUMES_DIR};
+use serde::Serialize;
+
+use crate::{Facts, PlanError, SourceKind};
+
+/// File systems that the guest's kernel makes out of nothing.
+const KERNEL_FILE_SYSTEMS: [&str; 14] = [
+    "proc",
+    "sysfs",
+    "tmpfs",
+    "ramfs",
+    "devpts",
+    "devtmpfs",
+    "mqueue",
+    "cgroup",
+    "cgroup2",
+    "securityfs",
+    "debugfs",
+    "tracefs",
+    "bpf",
+    "hugetlbfs",
+];
+
+/// Directories that hold nothing but devices.
+const DEVICE_DIRECTORIES: [&str; 8] = [
+    "/dev",
+    "/dev/pts",
+    "/dev/net",
+    "/dev/dri",
+    "/dev/snd",
+    "/dev/input",
+    "/dev/vfio",
+    "/dev/hugepages",
+];
+
+/// What other runtimes give `/dev/shm`.
+const DEFAULT_SHM_BYTES: u64 = 64 << 20;
+
+const SHM: &str = "/dev/shm";
+
+/// Mount options that carry labels of the host's SELinux policy.
+const LABELS: [&str; 4] = ["context=", "fscontext=", "defcontext=", "rootcontext="];
+
+/// Something of the host that the guest sees through the share.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct VolumePlan {
+    /// On the host.
+    pub source: PathBuf,
+    /// Where the host binds it, relative to the share's directory.
+    pub share_path: PathBuf,
+    /// Where the guest finds it.
+    pub guest_path: String,
+    /// Bound without writing, so that the guest cannot.
+    pub read_only: bool,
+    /// With what is mounted below the source.
+    pub recursive: bool,
+    /// A directory or a regular file.
+    pub kind: SourceKind,
+    /// Where the container sees it.
+    pub destination: PathBuf,
+}
+
+/// What becomes of a mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// The guest's kernel makes it, as it is described.
+    Kernel,
+    /// A bind of a whole kernel file system of the host: the guest makes its own, of this type.
+    Instead(&'static str),
+    /// A bind of something in `/proc`, `/sys` or `/dev`: the guest binds its own.
+    OfTheGuest,
+    /// The container's shared memory: memory of the guest, of this size.
+    SharedMemory { bytes: u64 },
+    /// Seen through the share.
+    Volume(VolumePlan),
+}
+
+/// The fate of each mount, in order.
+///
+/// # Errors
+/// [`PlanError::NoSource`], [`PlanError::SourceKind`], [`PlanError::MountType`], [`PlanError::Unsupported`],
+/// [`PlanError::Unsurveyed`]
+pub(crate) fn fates(container: &str, spec: &Spec, facts: &Facts) -> Result<Vec<Fate>, PlanError> {
+    let mounts = spec.mounts().iter().flatten().enumerate();
+    mounts.map(|(index, mount)| fate(container, index, mount, facts)).collect()
+}
+
+/// The sources on the host whose kind matters.
+pub(crate) fn host_sources(spec: &Spec) -> impl Iterator<Item = PathBuf> {
+    let binds = spec.mounts().iter().flatten().filter(|mount| is_bind(mount));
+    binds
+        .filter(|mount| mount.destination() != Path::new(SHM) && of_the_guest(mount).is_none())
+        .map(source)
+}
+
+/// What the specification binds to `/dev/shm`.
+pub(crate) fn shm_source(spec: &Spec) -> Option<PathBuf> {
+    let mut mounts = spec.mounts().iter().flatten();
+    mounts.find(|mount| is_bind(mount) && mount.destination() == Path::new(SHM)).map(source)
+}
+
+pub(crate) fn is_bind(mount: &Mount) -> bool {
+    mount.typ().as_deref() == Some("bind") || has_option(mount, "bind") || has_option(mount, "rbind")
+}
+
+pub(crate) fn is_label(option: &str) -> bool {
+    LABELS.iter().any(|label| option.starts_with(label))
+}
+
+fn fate(container: &str, index: usize, mount: &Mount, facts: &Facts) -> Result<Fate, PlanError> {
+    let destination = mount.destination();
+    if !is_bind(mount) {
+        let kind = mount.typ().as_deref().unwrap_or_default();
+        return match KERNEL_FILE_SYSTEMS.contains(&kind) {
+            true => Ok(Fate::Kernel),
+            false => Err(PlanError::MountType {
+                kind: kind.into(),
+                destination: destination.clone(),
+            }),
+        };
+    }
+    let idmapped = |option: &String| option == "idmap" || option == "ridmap";
+    let mapped = mount.uid_mappings().is_some() || mount.gid_mappings().is_some();
+    if mapped || mount.options().iter().flatten().any(idmapped) {
+        return Err(PlanError::Unsupported {
+            what: format!("an idmapped mount (at {})", destination.display()),
+        });
+    }
+    if destination == Path::new(SHM) {
+        return Ok(Fate::SharedMemory {
+            bytes: facts.shm_bytes.filter(|bytes| *bytes > 0).unwrap_or(DEFAULT_SHM_BYTES),
+        });
+    }
+    if let Some(fate) = of_the_guest(mount) {
+        return Ok(fate);
+    }
+    volume(container, index, mount, facts)
+}
+
+fn volume(container: &str, index: usize, mount: &Mount, facts: &Facts) -> Result<Fate, PlanError> {
+    let source = source(mount);
+    let destination = mount.destination().clone();
+    let Some(&kind) = facts.source_kinds.get(&source) else {
+        return Err(PlanError::Unsurveyed { source_path: source });
+    };
+    match kind {
+        SourceKind::Directory | SourceKind::File => {}
+        SourceKind::Missing => {
+            return Err(PlanError::NoSource {
+                source_path: source,
+                destination,
+            });
+        }
+        // As Kata: a device of the host is the guest's device of the same name.
+        SourceKind::CharDevice | SourceKind::BlockDevice if source.starts_with("/dev") => return Ok(Fate::OfTheGuest),
+        kind => {
+            return Err(PlanError::SourceKind {
+                source_path: source,
+                destination,
+                kind,
+            });
+        }
+    }
+    let name = format!("{index}-{}", plain_name(&destination));
+    Ok(Fate::Volume(VolumePlan {
+        share_path: [container, VOLUMES_DIR, &name].iter().collect(),
+        guest_path: format!("{SHARE_MOUNT}/{container}/{VOLUMES_DIR}/{name}"),
+        read_only: is_read_only(mount),
+        recursive: has_option(mount, "rbind"),
+        kind,
+        source,
+        destination,
+    }))
+}
+
+/// The fate of a bind whose source the guest has itself; `None` if it must come from the host.
+fn of_the_guest(mount: &Mount) -> Option<Fate> {
+    let source = source(mount);
+    let whole = [
+        ("/proc", "proc"),
+        ("/sys", "sysfs"),
+        ("/sys/fs/cgroup", "cgroup"),
+        ("/dev/mqueue", "mqueue"),
+    ];
+    if let Some((_, kind)) = whole.iter().find(|(path, _)| source == Path::new(path)) {
+        return Some(Fate::Instead(kind));
+    }
+    let devices = DEVICE_DIRECTORIES.iter().any(|dir| source == Path::new(dir));
+    (devices || source.starts_with("/proc") || source.starts_with("/sys")).then_some(Fate::OfTheGuest)
+}
+
+/// The source without `.` and `..`, so that its beginning says where it is.
+fn source(mount: &Mount) -> PathBuf {
+    let mut clean = PathBuf::new();
+    for component in mount.source().as_deref().unwrap_or(Path::new("")).components() {
+        match component {
+            Component::CurDir => {}
+            Component::ParentDir => {
+                clean.pop();
+            }
+            other => clean.push(other),
+        }
+    }
+    clean
+}
+
+fn has_option(mount: &Mount, wanted: &str) -> bool {
+    mount.options().iter().flatten().any(|option| option == wanted)
+}
+
+/// The last word counts.
+fn is_read_only(mount: &Mount) -> bool {
+    let words = mount.options().iter().flatten().rev();
+    words
+        .map(String::as_str)
+        .find(|option| matches!(*option, "ro" | "rro" | "rw" | "rrw"))
+        .is_some_and(|option| option == "ro" || option == "rro")
+}
+
+/// The last part of the mount point, in letters that mean nothing to anybody.
+fn plain_name(destination: &Path) -> String {
+    let name = destination.file_name().unwrap_or_default().to_string_lossy();
+    let plain: String = name
+        .chars()
+        .map(|letter| if letter.is_ascii_alphanumeric() || "._-".contains(letter) { letter } else { '_' })
+        .take(64)
+        .collect();
+    if plain.is_empty() { "root".into() } else { plain }
+}

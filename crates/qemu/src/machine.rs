@@ -1,0 +1,225 @@
+//! A QEMU machine, from its start to its end.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use kata_machine::{Channel, ExitWatch, Machine, MachineError, MachineSpec, Transport};
+use kata_sys::tsc;
+use tokio::time::timeout;
+
+use crate::control::{Control, ControlError};
+use crate::launch::{self, Launched, Process};
+use crate::tail::Tail;
+use crate::{channel, render};
+
+/// How long a control command may take.
+const COMMAND_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long QEMU may take to end once it was told to.
+const QUIT_LIMIT: Duration = Duration::from_secs(1);
+
+/// How long its end may take to be seen after it has closed its control socket.
+const END_LIMIT: Duration = Duration::from_secs(1);
+
+/// A running QEMU.
+#[derive(Debug)]
+pub(crate) struct QemuMachine {
+    vmm: PathBuf,
+    channel: Channel,
+    control: Control,
+    console: Tail,
+    process: Process,
+}
+
+/// The command that [`boot`] runs.
+///
+/// # Errors
+/// [`MachineError::Unsupported`]
+pub(crate) fn command_line(spec: &MachineSpec) -> Result<Vec<String>, MachineError> {
+    // It does not change while this process runs, and takes 10 ms to find out.
+    static TSC_KHZ: OnceLock<Option<u32>> = OnceLock::new();
+    let tsc_khz = if render::needs_tsc_frequency(spec) {
+        *TSC_KHZ.get_or_init(tsc::frequency_khz)
+    } else {
+        None
+    };
+    render::command_line(spec, tsc_khz)
+}
+
+/// Starts QEMU; it greets within `greeting_limit`, or is killed.
+///
+/// # Errors
+/// See [`MachineError`].
+pub(crate) async fn boot(spec: &MachineSpec, greeting_limit: Duration) -> Result<QemuMachine, MachineError> {
+    let line = command_line(spec)?;
+    check_readable("the guest's kernel", &spec.boot.kernel)?;
+    check_readable("the guest's initramfs", &spec.boot.initrd)?;
+
+    let mut traces = Traces::of(spec);
+    let console_log = spec.debug.then(|| launch::open_log(&traces.console_log)).transpose()?;
+    tracing::debug!(id = %spec.id, command = ?line, "starting QEMU");
+    let Launched {
+        process,
+        control,
+        console,
+        last_words,
+    } = launch::launch(&line, console_log)?;
+    let greeted = tokio::select! {
+        greeted = Control::open(control, last_words, greeting_limit) => greeted,
+        _ = process.ended() => Err(ControlError::Closed),
+    };
+    match greeted {
+        Ok(control) => {
+            traces.keep = true;
+            Ok(QemuMachine {
+                vmm: spec.vmm.clone(),
+                channel: spec.channel.clone(),
+                control,
+                console,
+                process,
+            })
+        }
+        Err(error) => {
+            let error = explain(&process, &spec.vmm, "its greeting", error).await;
+            process.kill().await;
+            Err(error)
+        }
+    }
+}
+
+/// QEMU would say it, too, but later and in its own words.
+fn check_readable(what: &str, path: &Path) -> Result<(), MachineError> {
+    let failed = |source| MachineError::Host {
+        what: format!("cannot read {what} {}", path.display()),
+        source,
+    };
+    // A pipe would keep us waiting for a writer.
+    if !std::fs::metadata(path).map_err(failed)?.is_file() {
+        return Err(failed(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "not a regular file",
+        )));
+    }
+    File::open(path).map_err(failed)?;
+    Ok(())
+}
+
+/// What went wrong, from what little the control socket tells. A dead QEMU explains itself best.
+async fn explain(process: &Process, vmm: &Path, command: &str, error: ControlError) -> MachineError {
+    let vmm = vmm.to_owned();
+    let ended = match &error {
+        ControlError::Closed | ControlError::Socket { .. } | ControlError::Garbage { .. } => {
+            timeout(END_LIMIT, process.ended()).await.ok()
+        }
+        ControlError::Silent { .. } => process.exit().borrow().clone(),
+        ControlError::Refused { .. } => None,
+    };
+    match (ended, error) {
+        (Some(exit), _) => MachineError::Died { vmm, exit },
+        (None, ControlError::Silent { limit }) => MachineError::Silent { vmm, limit },
+        (None, ControlError::Refused { reason }) => MachineError::Refused {
+            command: command.to_owned(),
+            reason,
+        },
+        (None, error) => MachineError::Host {
+            what: format!("lost the control of {} over {command}", vmm.display()),
+            source: io::Error::new(io::ErrorKind::InvalidData, error),
+        },
+    }
+}
+
+/// The files that a machine may leave in its directory; removed unless it has come up, then they are its owner's.
+struct Traces {
+    console_log: PathBuf,
+    socket: Option<PathBuf>,
+    keep: bool,
+}
+
+impl Traces {
+    fn of(spec: &MachineSpec) -> Self {
+        let socket = match &spec.channel {
+            Channel::Serial { socket, .. } => Some(socket.clone()),
+            Channel::Vsock { .. } => None,
+        };
+        Self {
+            console_log: spec.run_dir.join("console.log"),
+            socket,
+            keep: false,
+        }
+    }
+}
+
+impl Drop for Traces {
+    fn drop(&mut self) {
+        if !self.keep {
+            let _ = std::fs::remove_file(&self.console_log);
+            if let Some(socket) = &self.socket {
+                let _ = std::fs::remove_file(socket);
+            }
+        }
+    }
+}
+
+impl QemuMachine {
+    async fn execute(&self, command: &'static str) -> Result<(), MachineError> {
+        match self.control.execute(command, COMMAND_LIMIT).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(explain(&self.process, &self.vmm, command, error).await),
+        }
+    }
+}
+
+#[async_trait]
+impl Machine for QemuMachine {
+    fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    fn exit(&self) -> ExitWatch {
+        self.process.exit()
+    }
+
+    async fn connect(&self) -> Result<Box<dyn Transport>, MachineError> {
+        let opened = channel::open(&self.channel, self.exit()).await;
+        match self.exit().borrow().clone() {
+            Some(exit) if opened.is_err() => Err(MachineError::Died {
+                vmm: self.vmm.clone(),
+                exit,
+            }),
+            _ => opened,
+        }
+    }
+
+    fn console_tail(&self) -> String {
+        self.console.text()
+    }
+
+    async fn suspend(&self) -> Result<(), MachineError> {
+        self.execute("stop").await
+    }
+
+    async fn resume(&self) -> Result<(), MachineError> {
+        self.execute("cont").await
+    }
+
+    async fn halt(&self, grace: Duration) {
+        if timeout(grace, self.process.ended()).await.is_ok() {
+            return;
+        }
+        let quit = async {
+            // Refused or unheard: it is killed.
+            let _ = self.control.execute("quit", QUIT_LIMIT).await;
+            self.process.ended().await
+        };
+        if timeout(QUIT_LIMIT, quit).await.is_err() {
+            self.process.kill().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

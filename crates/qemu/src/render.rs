@@ -1,0 +1,252 @@
+//! A [`MachineSpec`] as QEMU's command line. Pure: it opens nothing and asks nobody.
+//!
+//! It refuses what QEMU would take silently and wrongly: paths that are not UTF-8, sockets with names too long for the
+//! system, a vhost-user device without shared memory.
+//!
+//! The process gets its control socket as standard input and the guest's console as standard output. So there is no path
+//! to wait for or to leave behind, and nobody else can reach the control socket.
+
+use std::path::Path;
+
+use kata_machine::{Accelerator, Channel, Device, MachineError, MachineSpec, MemoryBacking};
+
+use crate::board::Board;
+
+/// The longest path that fits in a `sockaddr_un`, bytes.
+const SOCKET_PATH_LIMIT: usize = 107;
+
+/// MiB for translated code. The default is 1 GiB, of which a busy guest fills as much as it can; 64 MiB boots as fast.
+const TRANSLATION_BUFFER_MIB: u32 = 64;
+
+/// Whether [`command_line`] wants to know how fast the host's time stamp counter counts.
+pub(crate) fn needs_tsc_frequency(spec: &MachineSpec) -> bool {
+    Board::parse(&spec.machine_type).is_ok_and(|board| board.needs_tsc_frequency(spec.accelerator))
+}
+
+/// Program and arguments. `tsc_khz` is used if [`needs_tsc_frequency`] says so.
+///
+/// # Errors
+/// [`MachineError::Unsupported`], saying what cannot be expressed.
+pub(crate) fn command_line(spec: &MachineSpec, tsc_khz: Option<u32>) -> Result<Vec<String>, MachineError> {
+    check_sizes(spec)?;
+    let board = Board::parse(&spec.machine_type)?;
+    let mut line = Line(vec![text(&spec.vmm)?.to_owned()]);
+    name(&mut line, spec);
+    machine(&mut line, spec, &board);
+    cpu_and_memory(&mut line, spec);
+    boot(&mut line, spec, &board, tsc_khz)?;
+    control(&mut line);
+    channel(&mut line, spec, &board)?;
+    for (index, device) in spec.devices.iter().enumerate() {
+        add_device(&mut line, spec, &board, index, device)?;
+    }
+    Ok(line.0)
+}
+
+fn check_sizes(spec: &MachineSpec) -> Result<(), MachineError> {
+    let wrong = if spec.vcpus == 0 {
+        "a machine needs at least 1 vCPU".to_owned()
+    } else if spec.max_vcpus < spec.vcpus {
+        format!("{} vCPUs are more than the most, {}", spec.vcpus, spec.max_vcpus)
+    } else if spec.memory_mib == 0 {
+        "a machine needs at least 1 MiB of memory".to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(MachineError::Unsupported(wrong))
+}
+
+fn name(line: &mut Line, spec: &MachineSpec) {
+    line.add("-name", format!("guest={},debug-threads=on", escape(&spec.id)));
+    line.0
+        .extend(["-no-user-config", "-nodefaults", "-no-reboot"].map(String::from));
+    line.add("-display", "none");
+    if !spec.seccomp_sandbox.is_empty() {
+        line.add("-sandbox", &spec.seccomp_sandbox);
+    }
+}
+
+fn machine(line: &mut Line, spec: &MachineSpec, board: &Board) {
+    let mut options = board.option();
+    if spec.memory_backing == MemoryBacking::SharedMemfd {
+        options.push_str(",memory-backend=ram");
+    }
+    line.add("-machine", options);
+    line.add(
+        "-accel",
+        match spec.accelerator {
+            Accelerator::Kvm => "kvm".to_owned(),
+            Accelerator::Tcg => format!("tcg,tb-size={TRANSLATION_BUFFER_MIB}"),
+        },
+    );
+}
+
+fn cpu_and_memory(line: &mut Line, spec: &MachineSpec) {
+    let model = match spec.accelerator {
+        Accelerator::Kvm => "host",
+        Accelerator::Tcg => "max",
+    };
+    let features = spec.cpu_features.trim_matches(',');
+    line.add(
+        "-cpu",
+        if features.is_empty() {
+            model.to_owned()
+        } else {
+            format!("{model},{features}")
+        },
+    );
+    line.add("-smp", format!("cpus={},maxcpus={}", spec.vcpus, spec.max_vcpus));
+    line.add("-m", format!("{}M", spec.memory_mib));
+    if spec.memory_backing == MemoryBacking::SharedMemfd {
+        line.add(
+            "-object",
+            format!("memory-backend-memfd,id=ram,size={}M,share=on", spec.memory_mib),
+        );
+    }
+}
+
+fn boot(line: &mut Line, spec: &MachineSpec, board: &Board, tsc_khz: Option<u32>) -> Result<(), MachineError> {
+    line.add(
+        "-bios",
+        match &spec.firmware {
+            Some(file) => text(file)?,
+            None => board.firmware(),
+        },
+    );
+    line.add("-kernel", text(&spec.boot.kernel)?);
+    line.add("-initrd", text(&spec.boot.initrd)?);
+    line.add("-append", kernel_parameters(spec, board, tsc_khz).join(" "));
+    Ok(())
+}
+
+fn kernel_parameters(spec: &MachineSpec, board: &Board, tsc_khz: Option<u32>) -> Vec<String> {
+    let mut parameters: Vec<String> = board
+        .kernel_parameters(spec.accelerator)
+        .into_iter()
+        .map(str::to_owned)
+        .collect();
+    if board.needs_tsc_frequency(spec.accelerator) {
+        // Without a number the kernel tries by itself.
+        parameters.extend(tsc_khz.map(|khz| format!("tsc_early_khz={khz}")));
+    }
+    if !spec.debug {
+        parameters.push("quiet".into());
+    }
+    parameters.extend(spec.boot.parameters.iter().cloned());
+    parameters
+}
+
+fn control(line: &mut Line) {
+    line.add("-chardev", "socket,id=qmp,fd=0");
+    line.add("-mon", "chardev=qmp,mode=control");
+    line.add("-chardev", "socket,id=console,fd=1");
+    line.add("-serial", "chardev:console");
+}
+
+fn channel(line: &mut Line, spec: &MachineSpec, board: &Board) -> Result<(), MachineError> {
+    match &spec.channel {
+        Channel::Serial { port, socket } => {
+            line.add(
+                "-chardev",
+                format!("socket,id=channel,path={},server=on,wait=off", socket_path(socket)?),
+            );
+            line.add("-device", board.virtio("virtio-serial", "id=serial"));
+            line.add(
+                "-device",
+                format!("virtserialport,chardev=channel,name={}", escape(port)),
+            );
+        }
+        Channel::Vsock { cid, .. } => {
+            if *cid < 3 {
+                let message = format!("vsock context id {cid} is reserved; a guest's is 3 or more");
+                return Err(MachineError::Unsupported(message));
+            }
+            line.add(
+                "-device",
+                board.virtio("vhost-vsock", &format!("id=vsock,guest-cid={cid}")),
+            );
+        }
+    }
+    Ok(())
+}
+
+fn add_device(
+    line: &mut Line,
+    spec: &MachineSpec,
+    board: &Board,
+    index: usize,
+    device: &Device,
+) -> Result<(), MachineError> {
+    match device {
+        Device::VirtioFs {
+            tag,
+            socket,
+            queue_size,
+        } => {
+            if spec.memory_backing != MemoryBacking::SharedMemfd {
+                let message = format!("the virtio-fs device {tag:?} needs memory that its daemon can share");
+                return Err(MachineError::Unsupported(message));
+            }
+            line.add("-chardev", format!("socket,id=fs{index},path={}", socket_path(socket)?));
+            let options = format!("chardev=fs{index},tag={},queue-size={queue_size}", escape(tag));
+            line.add("-device", board.virtio("vhost-user-fs", &options));
+        }
+        Device::NineP { tag, source } => {
+            let path = escape(text(source)?);
+            line.add(
+                "-fsdev",
+                format!("local,id=fs{index},path={path},security_model=passthrough,multidevs=remap"),
+            );
+            let options = format!("fsdev=fs{index},mount_tag={}", escape(tag));
+            line.add("-device", board.virtio("virtio-9p", &options));
+        }
+        Device::Rng { source } => {
+            line.add(
+                "-object",
+                format!("rng-random,id=rng{index},filename={}", escape(text(source)?)),
+            );
+            line.add("-device", board.virtio("virtio-rng", &format!("rng=rng{index}")));
+        }
+    }
+    Ok(())
+}
+
+struct Line(Vec<String>);
+
+impl Line {
+    fn add(&mut self, option: &str, value: impl Into<String>) {
+        self.0.extend([option.to_owned(), value.into()]);
+    }
+}
+
+/// In QEMU's option lists a comma ends a value; two of them are one that does not.
+fn escape(value: &str) -> String {
+    value.replace(',', ",,")
+}
+
+fn text(path: &Path) -> Result<&str, MachineError> {
+    match path.to_str() {
+        None => Err(MachineError::Unsupported(format!(
+            "the path {} is not UTF-8",
+            path.display()
+        ))),
+        Some("") => Err(MachineError::Unsupported("an empty path".into())),
+        Some(path) if path.contains('\0') => Err(MachineError::Unsupported(format!("the path {path:?} holds a NUL"))),
+        Some(path) => Ok(path),
+    }
+}
+
+fn socket_path(path: &Path) -> Result<String, MachineError> {
+    let path = text(path)?;
+    if path.len() > SOCKET_PATH_LIMIT {
+        let message = format!(
+            "the socket path {path} has {} bytes, at most {SOCKET_PATH_LIMIT} work",
+            path.len()
+        );
+        return Err(MachineError::Unsupported(message));
+    }
+    Ok(escape(path))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,204 @@
+use std::path::PathBuf;
+
+use kata_machine::Boot;
+use proptest::prelude::*;
+
+use super::*;
+
+fn spec() -> MachineSpec {
+    MachineSpec {
+        id: "pod1".into(),
+        vmm: "/usr/bin/qemu-system-x86_64".into(),
+        machine_type: "q35".into(),
+        firmware: None,
+        accelerator: Accelerator::Tcg,
+        cpu_features: String::new(),
+        vcpus: 1,
+        max_vcpus: 1,
+        memory_mib: 256,
+        memory_backing: MemoryBacking::Private,
+        boot: Boot {
+            kernel: "/k/vmlinux".into(),
+            initrd: "/k/initrd".into(),
+            parameters: vec!["kata.log=info".into()],
+        },
+        channel: Channel::Serial {
+            port: "org.kata.agent.0".into(),
+            socket: "/run/pod1/channel".into(),
+        },
+        devices: vec![],
+        run_dir: "/run/pod1".into(),
+        seccomp_sandbox: String::new(),
+        debug: false,
+    }
+}
+
+/// One option a line, as a person would write it.
+fn rendered(spec: &MachineSpec) -> String {
+    let line = command_line(spec, Some(2_500_000)).expect("expressible");
+    line.join(" ").replace(" -", "\n-")
+}
+
+#[test]
+fn the_default_machine() {
+    assert_eq!(rendered(&spec()), include_str!("golden/q35.txt").trim_end());
+}
+
+#[test]
+fn a_microvm_with_a_shared_file_system() {
+    let spec = MachineSpec {
+        machine_type: "microvm".into(),
+        memory_backing: MemoryBacking::SharedMemfd,
+        seccomp_sandbox: "on,obsolete=deny".into(),
+        devices: vec![
+            Device::VirtioFs {
+                tag: "kataShared".into(),
+                socket: "/run/pod1/fs".into(),
+                queue_size: 1024,
+            },
+            Device::Rng {
+                source: "/dev/urandom".into(),
+            },
+        ],
+        debug: true,
+        ..spec()
+    };
+    assert_eq!(rendered(&spec), include_str!("golden/microvm.txt").trim_end());
+}
+
+#[test]
+fn hardware_virtualization_with_vsock_and_ninep() {
+    let spec = MachineSpec {
+        accelerator: Accelerator::Kvm,
+        cpu_features: "pmu=off".into(),
+        vcpus: 2,
+        max_vcpus: 4,
+        firmware: Some("/f/bios.bin".into()),
+        channel: Channel::Vsock { cid: 77, port: 1024 },
+        devices: vec![Device::NineP {
+            tag: "kataShared".into(),
+            source: "/run/pod1/share".into(),
+        }],
+        ..spec()
+    };
+    assert_eq!(rendered(&spec), include_str!("golden/kvm.txt").trim_end());
+}
+
+#[test]
+fn what_cannot_be_expressed_is_named() {
+    let long = PathBuf::from(format!("/run/{}", "x".repeat(200)));
+    let fs = Device::VirtioFs {
+        tag: "t".into(),
+        socket: "/s".into(),
+        queue_size: 1,
+    };
+    let cases = [
+        (MachineSpec { vcpus: 0, ..spec() }, "at least 1 vCPU"),
+        (MachineSpec { vcpus: 2, ..spec() }, "2 vCPUs are more than the most, 1"),
+        (
+            MachineSpec {
+                memory_mib: 0,
+                ..spec()
+            },
+            "at least 1 MiB",
+        ),
+        (
+            MachineSpec {
+                machine_type: "pc".into(),
+                ..spec()
+            },
+            "\"pc\"",
+        ),
+        (
+            MachineSpec {
+                channel: Channel::Vsock { cid: 2, port: 1 },
+                ..spec()
+            },
+            "context id 2",
+        ),
+        (
+            MachineSpec {
+                channel: Channel::Serial {
+                    port: "p".into(),
+                    socket: long,
+                },
+                ..spec()
+            },
+            "205 bytes",
+        ),
+        (
+            MachineSpec {
+                devices: vec![fs],
+                ..spec()
+            },
+            "virtio-fs device \"t\" needs memory",
+        ),
+        (
+            MachineSpec {
+                vmm: "".into(),
+                ..spec()
+            },
+            "empty path",
+        ),
+    ];
+    for (spec, part) in cases {
+        let error = command_line(&spec, None).expect_err(part).to_string();
+        assert!(error.contains(part), "{part}: {error}");
+    }
+}
+
+/// Reads an option list as QEMU does: a comma ends a value, two are one.
+fn decode(list: &str) -> Vec<String> {
+    let mut values = Vec::new();
+    let mut value = String::new();
+    let mut rest = list.chars().peekable();
+    while let Some(c) = rest.next() {
+        match c {
+            ',' if rest.next_if_eq(&',').is_none() => values.push(std::mem::take(&mut value)),
+            c => value.push(c),
+        }
+    }
+    values.push(value);
+    values
+}
+
+/// The value of a key in the list after the option that starts with `prefix`.
+fn value_of(line: &[String], prefix: &str, key: &str) -> Option<String> {
+    let list = line.iter().find(|word| word.starts_with(prefix))?;
+    decode(list)
+        .into_iter()
+        .find_map(|word| word.strip_prefix(&format!("{key}=")).map(str::to_owned))
+}
+
+proptest! {
+    #[test]
+    fn any_text_comes_back_from_the_command_line(
+        id in "[^\0]{1,30}", port in "[^\0]{1,20}", tag in "[^\0]{1,20}", path in "/[^\0]{0,24}",
+    ) {
+        let spec = MachineSpec {
+            id: id.clone(),
+            memory_backing: MemoryBacking::SharedMemfd,
+            channel: Channel::Serial { port: port.clone(), socket: path.clone().into() },
+            devices: vec![
+                Device::VirtioFs { tag: tag.clone(), socket: path.clone().into(), queue_size: 1 },
+                Device::NineP { tag: tag.clone(), source: path.clone().into() },
+                Device::Rng { source: path.clone().into() },
+            ],
+            ..spec()
+        };
+        let line = command_line(&spec, None).expect("expressible");
+        for (prefix, key, expected) in [
+            ("guest=", "guest", &id),
+            ("socket,id=channel,", "path", &path),
+            ("virtserialport,", "name", &port),
+            ("socket,id=fs0,", "path", &path),
+            ("vhost-user-fs-pci,", "tag", &tag),
+            ("local,id=fs1,", "path", &path),
+            ("virtio-9p-pci,", "mount_tag", &tag),
+            ("rng-random,", "filename", &path),
+        ] {
+            let value = value_of(&line, prefix, key);
+            prop_assert_eq!(value.as_ref(), Some(expected), "{} in {:?}", key, line);
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! From a plan to a machine whose agent answers.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kata_agent_client::{Agent, connect};
+use kata_machine::Machine;
+use kata_plan::{GuestMount, PodPlan, SharePlan};
+use kata_storage::namespace;
+use kata_storage::share::FileServer;
+use kata_sys::random;
+use kata_wire::proto;
+use tokio::sync::oneshot;
+
+use crate::error::SandboxError;
+use crate::sandbox::{Sandbox, now_unix_nanos};
+use crate::step::Steps;
+
+/// How long a machine gets to end by itself when it is told to.
+const HALT_GRACE: Duration = Duration::ZERO;
+
+impl Sandbox {
+    /// Boots the pod's machine. What is done is noted in `steps`; after an error the caller takes it back.
+    pub(crate) async fn boot(&self, plan: &PodPlan, steps: &mut Steps) -> Result<Agent, SandboxError> {
+        for note in &plan.notes {
+            tracing::info!("{note}");
+        }
+        let began = Instant::now();
+        self.make_share(steps)?;
+        let started = self.start_file_server(plan, steps).await?;
+        let machine = self.start_machine(plan, steps).await?;
+        self.watch(&machine, started);
+        let vmm_ready = Instant::now();
+        self.note("start the file server and the VMM", began).await;
+        let guest = self.reach_agent(plan, machine, vmm_ready, steps).await?;
+        let kept = guest.clone();
+        self.ask(move |state| state.guest = Some(kept)).await?;
+        Ok(guest)
+    }
+
+    fn make_share(&self, steps: &mut Steps) -> Result<(), SandboxError> {
+        let share = self.home.share();
+        steps.next("share")?;
+        namespace::make_share(&share).map_err(|source| SandboxError::Host {
+            act: "make the share on",
+            path: share.clone(),
+            source,
+        })?;
+        steps.done("share", move || async move {
+            namespace::drop_share(&share).map_err(|error| error.to_string())
+        });
+        Ok(())
+    }
+
+    /// Starts the daemon of a virtio-fs share. Answers what resolves with its last words when it ends by itself.
+    async fn start_file_server(
+        &self,
+        plan: &PodPlan,
+        steps: &mut Steps,
+    ) -> Result<Option<oneshot::Receiver<String>>, SandboxError> {
+        let SharePlan::VirtioFs {
+            daemon,
+            arguments,
+            socket,
+            ..
+        } = &plan.share
+        else {
+            return Ok(None);
+        };
+        steps.next("file server")?;
+        let mut server = FileServer::start(daemon, arguments, socket)?;
+        let pid = server.pid();
+        let (stop, stopped) = oneshot::channel::<oneshot::Sender<()>>();
+        let (last_words, words) = oneshot::channel();
+        tokio::spawn(async move {
+            tokio::select! {
+                words = server.ended() => {
+                    // The receiver is gone when the machine has ended first.
+                    let _ = last_words.send(words);
+                }
+                Ok(done) = stopped => {
+                    server.stop().await;
+                    let _ = done.send(());
+                }
+            }
+        });
+        let socket = socket.clone();
+        steps.done("file server", move || async move {
+            let (done, finished) = oneshot::channel();
+            if stop.send(done).is_ok() {
+                let _ = finished.await;
+            }
+            let _ = std::fs::remove_file(socket);
+            Ok(())
+        });
+        if let Some(pid) = pid {
+            self.ask(move |state| state.note_helper(pid)).await??;
+        }
+        Ok(Some(words))
+    }
+
+    async fn start_machine(&self, plan: &PodPlan, steps: &mut Steps) -> Result<Arc<dyn Machine>, SandboxError> {
+        steps.next("machine")?;
+        let machine: Arc<dyn Machine> = Arc::from(self.vmm.boot(&plan.machine).await?);
+        let halted = machine.clone();
+        steps.done("machine", move || async move {
+            halted.halt(HALT_GRACE).await;
+            Ok(())
+        });
+        let pid = machine.pid();
+        self.ask(move |state| state.note_helper(pid)).await??;
+        Ok(machine)
+    }
+
+    /// Sees to it that the end of the machine ends its containers, and the end of the file server the machine.
+    fn watch(&self, machine: &Arc<dyn Machine>, file_server: Option<oneshot::Receiver<String>>) {
+        let mut exit = machine.exit();
+        let owner = self.owner.clone();
+        tokio::spawn(async move {
+            let ended = exit.wait_for(Option::is_some).await.map(|exit| exit.clone());
+            if let Ok(Some(exit)) = ended {
+                tracing::warn!(status = ?exit.status, messages = exit.messages.trim(), "the machine has ended");
+            }
+            owner.tell(|state| state.machine_lost());
+        });
+        if let Some(words) = file_server {
+            let machine = machine.clone();
+            tokio::spawn(async move {
+                if let Ok(words) = words.await
+                    && machine.exit().borrow().is_none()
+                {
+                    tracing::error!("{words}; the machine cannot go on without it");
+                    machine.halt(Duration::ZERO).await;
+                }
+            });
+        }
+    }
+
+    async fn reach_agent(
+        &self,
+        plan: &PodPlan,
+        machine: Arc<dyn Machine>,
+        booted: Instant,
+        steps: &mut Steps,
+    ) -> Result<Agent, SandboxError> {
+        steps.next("agent")?;
+        let mut exit = machine.exit();
+        let limit = self.config.agent_answer_limit();
+        let reaching = async {
+            let transport = machine.connect().await?;
+            let console = || machine.console_tail();
+            let agent = connect(transport, limit).await.map_err(|source| SandboxError::NoAgent {
+                console: console(),
+                source,
+            })?;
+            let details = agent.set_up(set_up_request(plan)).await?;
+            Ok::<_, SandboxError>((agent, details))
+        };
+        let (agent, details) = tokio::select! {
+            reached = reaching => match reached {
+                Ok(reached) => reached,
+                // The channel breaks a moment before the end of the VMM is known; its words say more.
+                Err(error) => match tokio::time::timeout(Duration::from_millis(500), ended(&mut exit)).await {
+                    Ok(messages) => return Err(ended_early(&*machine, messages)),
+                    Err(_) => return Err(error),
+                },
+            },
+            messages = ended(&mut exit) => return Err(ended_early(&*machine, messages)),
+        };
+        tracing::info!(
+            agent = details.agent_version,
+            kernel = details.kernel_release,
+            "the guest is up"
+        );
+        let kernel = Duration::from_micros(details.agent_started_usecs);
+        let agent_start = Duration::from_micros(details.agent_ready_usecs.saturating_sub(details.agent_started_usecs));
+        self.ask(move |state| {
+            state.timeline.note_took("boot the guest's kernel (its clock)", booted, kernel);
+            state.timeline.note_took("start the agent (its clock)", booted + kernel, agent_start);
+            state.timeline.note("boot until the agent has set up the guest", booted);
+        })
+        .await?;
+        Ok(agent)
+    }
+
+    pub(crate) async fn note(&self, name: &'static str, from: Instant) {
+        // Fails only while the process is going down, when times matter to nobody.
+        let _ = self.ask(move |state| state.timeline.note(name, from)).await;
+    }
+}
+
+async fn ended(exit: &mut kata_machine::ExitWatch) -> String {
+    match exit.wait_for(Option::is_some).await {
+        Ok(exit) => exit.as_ref().map(|exit| exit.messages.clone()).unwrap_or_default(),
+        Err(_) => String::new(),
+    }
+}
+
+fn ended_early(machine: &dyn Machine, messages: String) -> SandboxError {
+    SandboxError::EndedEarly {
+        console: machine.console_tail(),
+        messages,
+    }
+}
+
+fn set_up_request(plan: &PodPlan) -> proto::SetupRequest {
+    let share = share_of(&plan.share);
+    proto::SetupRequest {
+        sandbox_id: plan.id.clone(),
+        clock_unix_nanos: now_unix_nanos(),
+        entropy: random::bytes(64),
+        shares: share.into_iter().collect(),
+        hostname: plan.hostname.clone(),
+        ..Default::default()
+    }
+}
+
+fn share_of(plan: &SharePlan) -> Option<proto::Share> {
+    let (SharePlan::VirtioFs { mount, .. } | SharePlan::NineP { mount, .. }) = plan;
+    let GuestMount {
+        fs_type,
+        tag,
+        mount_point,
+        options,
+        read_only,
+    } = mount.clone();
+    Some(proto::Share {
+        fs_type,
+        tag,
+        mount_point,
+        options,
+        read_only,
+        ..Default::default()
+    })
+}

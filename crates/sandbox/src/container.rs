@@ -1,0 +1,295 @@
+//! Containers: created, and deleted with all that was made for them.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use kata_agent_client::{Agent, AgentError, Process};
+use kata_bundle::Bundle;
+use kata_plan::{ContainerPlan, Facts, SourceKind};
+use kata_storage::bind::{Bind, bind, unbind};
+use kata_storage::mount::{EngineMount, mount_engine, unmount};
+use kata_wire::proto;
+
+use crate::error::SandboxError;
+use crate::lifecycle::ExitStatus;
+use crate::sandbox::{ContainerThings, Event, MACHINE_LOST, ProcessThings, Sandbox, now_unix_nanos};
+use crate::step::Steps;
+use crate::stdio::{Copying, HostStdio, Stdio};
+use crate::survey;
+
+/// A container to be created.
+#[derive(Clone, Debug)]
+pub struct NewContainer {
+    /// Its id.
+    pub id: String,
+    /// Its bundle.
+    pub bundle: PathBuf,
+    /// What the engine wants mounted as its root file system; empty if it has mounted it itself.
+    pub rootfs: Vec<EngineMount>,
+    /// Its stdio.
+    pub stdio: Stdio,
+}
+
+impl Sandbox {
+    /// Creates a container; the first one boots the pod's machine. After an error nothing of it is left.
+    ///
+    /// # Errors
+    /// See [`SandboxError`].
+    pub async fn create(&self, container: NewContainer) -> Result<(), SandboxError> {
+        let id = container.id.clone();
+        self.ask({
+            let id = id.clone();
+            move |state| state.pod.create(&id)
+        })
+        .await??;
+        let mut own = Steps::new(self.faults.clone());
+        match self.build(&container, &mut own).await {
+            Ok(copying) => {
+                let began = Instant::now();
+                let this = self.clone();
+                self.ask(move |state| this.enter(state, container, own, copying)).await?;
+                self.note("enter the container", began).await;
+                Ok(())
+            }
+            Err(error) => {
+                own.undo().await;
+                if self.is_first(&id) {
+                    self.undo_pod().await;
+                }
+                self.ask(move |state| state.pod.created(&id, false)).await?;
+                Err(error)
+            }
+        }
+    }
+
+    fn is_first(&self, container: &str) -> bool {
+        *self.id == *container
+    }
+
+    async fn undo_pod(&self) {
+        let steps = self
+            .ask(|state| {
+                state.guest = None;
+                state.record.helpers.clear();
+                state.steps.take()
+            })
+            .await;
+        if let Ok(Some(steps)) = steps {
+            steps.undo().await;
+        }
+    }
+
+    /// Everything between the decision to create a container and its entry in the books.
+    async fn build(&self, container: &NewContainer, own: &mut Steps) -> Result<Copying, SandboxError> {
+        let began = Instant::now();
+        let bundle = Bundle::load(&container.bundle)?;
+        self.mount_rootfs(container, &bundle, own)?;
+        bundle.check_rootfs()?;
+        let stdio = HostStdio::open(&container.stdio)?;
+        let facts = survey::facts(&self.config, &self.home, bundle.spec())?;
+        let plan = kata_plan::container(&container.id, &bundle, &self.config, &facts)?;
+        self.note("survey the host and plan", began).await;
+        let guest = if self.is_first(&container.id) {
+            self.boot_for(&bundle, &facts, own.faults()).await?
+        } else {
+            self.guest().await?
+        };
+        let began = Instant::now();
+        self.bind_all(&plan, own)?;
+        let process = Process {
+            container: container.id.clone(),
+            exec: String::new(),
+        };
+        let copying = create_in_guest(&guest, &plan, stdio, &process, container.stdio.terminal, own).await?;
+        self.note("create the container", began).await;
+        Ok(copying)
+    }
+
+    fn mount_rootfs(&self, container: &NewContainer, bundle: &Bundle, own: &mut Steps) -> Result<(), SandboxError> {
+        if container.rootfs.is_empty() {
+            return Ok(());
+        }
+        let target = bundle.rootfs().to_owned();
+        std::fs::create_dir_all(&target).map_err(|source| SandboxError::Host {
+            act: "create the directory",
+            path: target.clone(),
+            source,
+        })?;
+        for mount in &container.rootfs {
+            own.next("root file system")?;
+            mount_engine(mount, &target)?;
+            let target = target.clone();
+            own.done("root file system", move || async move {
+                unmount(&target).map_err(|error| error.to_string())
+            });
+        }
+        Ok(())
+    }
+
+    /// Boots the machine for the pod's first container and keeps the steps of it in the books, done well or not.
+    async fn boot_for(&self, bundle: &Bundle, facts: &Facts, faults: crate::step::Faults) -> Result<Agent, SandboxError> {
+        let plan = kata_plan::pod(&self.id, bundle, &self.config, facts)?;
+        let mut steps = Steps::new(faults);
+        let booted = self.boot(&plan, &mut steps).await;
+        self.ask(move |state| state.steps = Some(steps)).await?;
+        booted
+    }
+
+    fn bind_all(&self, plan: &ContainerPlan, own: &mut Steps) -> Result<(), SandboxError> {
+        let share = self.home.share();
+        let directory = share.join(&plan.id);
+        own.done("container's directory", {
+            let directory = directory.clone();
+            move || async move {
+                // Everything in it is a mount point that its own step has removed.
+                let _ = std::fs::remove_dir(directory.join(kata_wire::names::VOLUMES_DIR));
+                let _ = std::fs::remove_dir(&directory);
+                Ok(())
+            }
+        });
+        let rootfs = Bind {
+            directory: true,
+            recursive: true,
+            read_only: false,
+        };
+        self.bind_one("bind the root file system", &plan.rootfs.source, share.join(&plan.rootfs.share_path), rootfs, own)?;
+        for volume in &plan.volumes {
+            let how = Bind {
+                directory: volume.kind == SourceKind::Directory,
+                recursive: volume.recursive,
+                read_only: volume.read_only,
+            };
+            self.bind_one("bind a volume", &volume.source, share.join(&volume.share_path), how, own)?;
+        }
+        Ok(())
+    }
+
+    fn bind_one(
+        &self,
+        name: &'static str,
+        source: &std::path::Path,
+        target: PathBuf,
+        how: Bind,
+        own: &mut Steps,
+    ) -> Result<(), SandboxError> {
+        own.next(name)?;
+        bind(source, &target, how)?;
+        own.done(name, move || async move { unbind(&target).map_err(|error| error.to_string()) });
+        Ok(())
+    }
+
+    /// Writes a created container into the books and starts to wait for its end.
+    fn enter(&self, state: &mut crate::sandbox::State, container: NewContainer, own: Steps, copying: Copying) {
+        let process = Process {
+            container: container.id.clone(),
+            exec: String::new(),
+        };
+        state.pod.created(&container.id, true);
+        let mut things = ProcessThings::new(container.stdio.clone(), Vec::new());
+        things.copying = Some(copying);
+        state.processes.insert(process.clone(), things);
+        state.containers.insert(
+            container.id.clone(),
+            ContainerThings {
+                bundle: container.bundle.clone(),
+                steps: Some(own),
+            },
+        );
+        state.tell(Event::Created {
+            container: container.id,
+            bundle: container.bundle,
+            stdio: container.stdio,
+        });
+        match state.guest.clone() {
+            Some(guest) => self.wait_for_exit(guest, process),
+            // The machine ended in this very moment, and whoever reported it did not know of this container.
+            None => state.exited(
+                &process,
+                ExitStatus {
+                    code: MACHINE_LOST,
+                    at_unix_nanos: now_unix_nanos(),
+                },
+            ),
+        }
+    }
+
+    /// Forgets a process that has ended or was never started: of an exec that alone, of a container all that was made
+    /// for it, and of the pod's first container the machine. Answers how it ended.
+    ///
+    /// # Errors
+    /// See [`SandboxError`].
+    pub async fn delete(&self, process: &Process) -> Result<ExitStatus, SandboxError> {
+        let wanted = process.clone();
+        let exit = self.ask(move |state| state.pod.delete(&wanted)).await??;
+        // As runc's shim: what never ran was killed.
+        let status = exit.unwrap_or(ExitStatus {
+            code: 137,
+            at_unix_nanos: now_unix_nanos(),
+        });
+        if process.exec.is_empty() {
+            self.delete_container(&process.container).await?;
+        } else if let Ok(guest) = self.guest().await {
+            forgive_lost(guest.delete_process(process).await)?;
+        }
+        let wanted = process.clone();
+        self.ask(move |state| {
+            state.pod.deleted(&wanted);
+            state
+                .processes
+                .retain(|key, _| *key != wanted && !(wanted.exec.is_empty() && key.container == wanted.container));
+            state.tell(Event::Deleted(wanted, status));
+        })
+        .await?;
+        Ok(status)
+    }
+
+    async fn delete_container(&self, id: &str) -> Result<(), SandboxError> {
+        let wanted = id.to_owned();
+        let steps = self
+            .ask(move |state| state.containers.remove(&wanted).and_then(|container| container.steps))
+            .await?;
+        if self.is_first(id) {
+            // The machine goes with everything in it; there is no need to tidy up inside first.
+            self.undo_pod().await;
+        }
+        if let Some(steps) = steps {
+            steps.undo().await;
+        }
+        Ok(())
+    }
+}
+
+async fn create_in_guest(
+    guest: &Agent,
+    plan: &ContainerPlan,
+    stdio: HostStdio,
+    process: &Process,
+    terminal: bool,
+    own: &mut Steps,
+) -> Result<Copying, SandboxError> {
+    own.next("container in the guest")?;
+    let request = proto::CreateContainerRequest {
+        container_id: plan.id.clone(),
+        spec_json: plan.guest.spec_json.clone(),
+        seccomp_filter: plan.guest.seccomp_filter.clone(),
+        seccomp_flags: plan.guest.seccomp_flags,
+        stdio: Some(stdio.announce(terminal)).into(),
+        ..Default::default()
+    };
+    guest.create_container(request).await?;
+    let agent = guest.clone();
+    let id: Arc<str> = Arc::from(plan.id.as_str());
+    own.done("container in the guest", move || async move {
+        forgive_lost(agent.delete_container(&id).await).map_err(|error| error.to_string())
+    });
+    Ok(stdio.connect(guest, process).await?)
+}
+
+/// A guest that is gone has forgotten everything.
+pub(crate) fn forgive_lost(result: Result<(), AgentError>) -> Result<(), AgentError> {
+    match result {
+        Err(AgentError::Lost) => Ok(()),
+        other => other,
+    }
+}

@@ -1,0 +1,129 @@
+//! Why a sandbox did not do what it was asked.
+
+use std::path::PathBuf;
+
+use kata_agent_client::{AgentError, ConnectError};
+use kata_bundle::BundleError;
+use kata_config::ConfigError;
+use kata_machine::MachineError;
+use kata_plan::PlanError;
+use kata_storage::bind::BindError;
+use kata_storage::mount::MountError;
+use kata_storage::share::ShareError;
+
+use crate::lifecycle::Refusal;
+use crate::record::RecordError;
+use crate::stdio::StdioError;
+use crate::step::Injected;
+use crate::survey::SurveyError;
+
+/// Why a sandbox did not do what it was asked. The chain of sources tells the whole story.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    /// Not now, or not this.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The bundle is unusable.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The host lacks something.
+    #[error(transparent)]
+    Survey(#[from] SurveyError),
+    /// What is asked for cannot be planned.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The machine did not start or obey.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// The machine runs, but nobody answers in it.
+    #[error("no agent in the guest{}", said(console))]
+    NoAgent {
+        /// The last lines of the guest's console.
+        console: String,
+        /// Why.
+        #[source]
+        source: ConnectError,
+    },
+    /// The machine ended while its agent was waited for.
+    #[error("the machine ended before its agent answered{}{}", said(console), vmm_said(messages))]
+    EndedEarly {
+        /// The last lines of the guest's console.
+        console: String,
+        /// The VMM's own last words.
+        messages: String,
+    },
+    /// The agent refused or failed.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    /// A container was asked for, but its pod has no running machine.
+    #[error("the pod \"{id}\" has no running machine")]
+    NoMachine {
+        /// Sandbox id.
+        id: String,
+    },
+    /// A bind mount failed.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The engine's mount of the root file system failed.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// The file server did not start.
+    #[error(transparent)]
+    Share(#[from] ShareError),
+    /// A fifo is unusable.
+    #[error(transparent)]
+    Stdio(#[from] StdioError),
+    /// The record cannot be kept.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The host failed.
+    #[error("cannot {act} {}", path.display())]
+    Host {
+        /// What was tried.
+        act: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A test made a step fail.
+    #[error(transparent)]
+    Injected(#[from] Injected),
+    /// The process is shutting down.
+    #[error("the sandbox is shutting down")]
+    Closing,
+}
+
+fn said(console: &str) -> String {
+    match console.trim() {
+        "" => "; its console is empty".to_owned(),
+        text => format!("; the last lines of its console:\n{text}"),
+    }
+}
+
+fn vmm_said(messages: &str) -> String {
+    match messages.trim() {
+        "" => String::new(),
+        text => format!("\nthe VMM said: {text}"),
+    }
+}
+
+/// The whole chain of an error, outermost first, in one line of words.
+pub fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let words = error.to_string();
+        // A source that its error has quoted already adds nothing.
+        if !text.ends_with(&words) {
+            text.push_str(": ");
+            text.push_str(&words);
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,267 @@
+//! Processes in a running pod: started, signalled, waited for, looked at.
+
+use std::time::Instant;
+
+use kata_agent_client::{Agent, AgentError, Process};
+use kata_wire::proto;
+
+use crate::error::SandboxError;
+use crate::lifecycle::{ExitStatus, Refusal};
+use crate::sandbox::{Event, MACHINE_LOST, ProcessThings, Sandbox, now_unix_nanos};
+use crate::stdio::{Copying, HostStdio, Stdio};
+
+impl Sandbox {
+    /// Adds an exec to a running container; it runs once it is started. `process` is the `process` object of an OCI
+    /// runtime spec.
+    ///
+    /// # Errors
+    /// [`SandboxError::Refused`], [`SandboxError::Plan`] for an unusable process.
+    pub async fn add_exec(
+        &self,
+        exec: &Process,
+        process: &kata_bundle::oci::Process,
+        stdio: Stdio,
+    ) -> Result<(), SandboxError> {
+        let json = kata_plan::exec_process(process)?;
+        let exec = exec.clone();
+        self.ask(move |state| -> Result<(), Refusal> {
+            state.pod.add_exec(&exec)?;
+            state.processes.insert(exec.clone(), ProcessThings::new(stdio, json));
+            state.tell(Event::ExecAdded(exec));
+            Ok(())
+        })
+        .await??;
+        Ok(())
+    }
+
+    /// Starts a created process.
+    ///
+    /// # Errors
+    /// See [`SandboxError`]; a process that could not be started has ended.
+    pub async fn start(&self, process: &Process) -> Result<(), SandboxError> {
+        let began = Instant::now();
+        let wanted = process.clone();
+        self.ask(move |state| state.pod.start(&wanted)).await??;
+        let started = match self.guest().await {
+            Ok(guest) if process.exec.is_empty() => {
+                guest.start_container(&process.container).await.map_err(Into::into)
+            }
+            Ok(guest) => self.start_exec(guest, process).await,
+            Err(error) => Err(error),
+        };
+        let failed_at = started.is_err().then(|| ExitStatus {
+            code: MACHINE_LOST,
+            at_unix_nanos: now_unix_nanos(),
+        });
+        let wanted = process.clone();
+        self.ask(move |state| {
+            let ended = state.pod.started(&wanted, failed_at);
+            if let Some(status) = failed_at {
+                if let Some(things) = state.processes.get_mut(&wanted) {
+                    things.exit.send_replace(Some(status));
+                    things.copying = None;
+                }
+                return;
+            }
+            state.tell(Event::Started(wanted.clone()));
+            if let Some(status) = ended {
+                state.publish_exit(&wanted, status);
+            }
+            if wanted.exec.is_empty() {
+                state.timeline.note("start the container", began);
+                if let Err(error) = state.timeline.write(&state.home) {
+                    tracing::warn!(%error, "cannot write the timeline");
+                }
+            }
+        })
+        .await?;
+        started
+    }
+
+    async fn start_exec(&self, guest: Agent, process: &Process) -> Result<(), SandboxError> {
+        let wanted = process.clone();
+        let asked = self
+            .ask(move |state| {
+                let things = state.processes.get_mut(&wanted)?;
+                Some((std::mem::take(&mut things.exec_json), things.stdio.clone()))
+            })
+            .await?;
+        let Some((process_json, stdio)) = asked else {
+            return Err(SandboxError::Closing);
+        };
+        let host = HostStdio::open(&stdio)?;
+        let request = proto::ExecRequest {
+            container_id: process.container.clone(),
+            exec_id: process.exec.clone(),
+            process_json,
+            stdio: Some(host.announce(stdio.terminal)).into(),
+            ..Default::default()
+        };
+        // Streams may come before their process, so both are asked for at once and one round trip is saved.
+        let (started, copying) = tokio::join!(guest.exec(request), host.connect(&guest, process));
+        started?;
+        let copying: Copying = copying?;
+        let wanted = process.clone();
+        self.ask(move |state| {
+            if let Some(things) = state.processes.get_mut(&wanted) {
+                things.copying = Some(copying);
+            }
+        })
+        .await?;
+        self.wait_for_exit(guest, process.clone());
+        Ok(())
+    }
+
+    /// Reports the end of `process` when it comes.
+    pub(crate) fn wait_for_exit(&self, guest: Agent, process: Process) {
+        let owner = self.owner.clone();
+        tokio::spawn(async move {
+            let (status, out_of_memory) = match guest.wait(&process).await {
+                Ok(answer) => (
+                    ExitStatus {
+                        code: answer.exit_code.min(255),
+                        at_unix_nanos: answer.exited_at_unix_nanos,
+                    },
+                    answer.oom_killed,
+                ),
+                // Deleted before it ended; whoever did that knows.
+                Err(AgentError::NotFound(_)) => return,
+                Err(error) => {
+                    tracing::debug!(?process, %error, "lost while waiting");
+                    let status = ExitStatus {
+                        code: MACHINE_LOST,
+                        at_unix_nanos: now_unix_nanos(),
+                    };
+                    (status, false)
+                }
+            };
+            owner.tell(move |state| {
+                if out_of_memory {
+                    state.tell(Event::OutOfMemory {
+                        container: process.container.clone(),
+                    });
+                }
+                state.exited(&process, status);
+            });
+        });
+    }
+
+    /// Sends a signal to a process, or to all of its container's.
+    ///
+    /// # Errors
+    /// [`SandboxError::Refused`] for what has ended or is unknown; [`SandboxError::Agent`]
+    pub async fn signal(&self, process: &Process, signal: u32, all: bool) -> Result<(), SandboxError> {
+        let wanted = process.clone();
+        self.ask(move |state| state.pod.signal(&wanted)).await??;
+        let sent = self.guest().await?.signal(process, signal, all).await;
+        match sent {
+            // It ended between the question and the signal.
+            Err(AgentError::NotFound(_)) => Err(Refusal::Finished {
+                what: format!("\"{}{}\"", process.container, process.exec),
+            }
+            .into()),
+            other => Ok(other?),
+        }
+    }
+
+    /// Tells a process's terminal its size, in characters.
+    ///
+    /// # Errors
+    /// [`SandboxError::Refused`], [`SandboxError::Agent`]
+    pub async fn resize(&self, process: &Process, columns: u32, rows: u32) -> Result<(), SandboxError> {
+        let wanted = process.clone();
+        self.ask(move |state| state.pod.signal(&wanted)).await??;
+        Ok(self.guest().await?.resize_terminal(process, columns, rows).await?)
+    }
+
+    /// Lets the process see the end of its input once what clients wrote is read.
+    ///
+    /// # Errors
+    /// [`SandboxError::Refused`] for unknown ids.
+    pub async fn close_stdin(&self, process: &Process) -> Result<(), SandboxError> {
+        let wanted = process.clone();
+        self.ask(move |state| -> Result<(), Refusal> {
+            state.pod.phase(&wanted)?;
+            if let Some(copying) = state.processes.get_mut(&wanted).and_then(|things| things.copying.as_mut()) {
+                copying.close_stdin();
+            }
+            Ok(())
+        })
+        .await??;
+        Ok(())
+    }
+
+    /// Freezes a container.
+    ///
+    /// # Errors
+    /// [`SandboxError::Refused`], [`SandboxError::Agent`]
+    pub async fn pause(&self, container: &str) -> Result<(), SandboxError> {
+        let id = container.to_owned();
+        self.ask({
+            let id = id.clone();
+            move |state| state.pod.pause(&id)
+        })
+        .await??;
+        self.guest().await?.pause(container).await?;
+        self.ask(move |state| {
+            state.pod.paused(&id);
+            state.tell(Event::Paused { container: id });
+        })
+        .await
+    }
+
+    /// Thaws a container.
+    ///
+    /// # Errors
+    /// [`SandboxError::Refused`], [`SandboxError::Agent`]
+    pub async fn resume(&self, container: &str) -> Result<(), SandboxError> {
+        let id = container.to_owned();
+        self.ask({
+            let id = id.clone();
+            move |state| state.pod.resume(&id)
+        })
+        .await??;
+        self.guest().await?.resume(container).await?;
+        self.ask(move |state| {
+            state.pod.resumed(&id);
+            state.tell(Event::Resumed { container: id });
+        })
+        .await
+    }
+
+    /// Changes a container's limits; `resources_json` is a `linux.resources` object.
+    ///
+    /// # Errors
+    /// [`SandboxError::Refused`], [`SandboxError::Agent`]
+    pub async fn update(&self, container: &str, resources_json: Vec<u8>) -> Result<(), SandboxError> {
+        self.expect_live(container).await?;
+        Ok(self.guest().await?.update(container, resources_json).await?)
+    }
+
+    /// The processes of a container.
+    ///
+    /// # Errors
+    /// [`SandboxError::Refused`], [`SandboxError::Agent`]
+    pub async fn processes(&self, container: &str) -> Result<proto::ProcessesResponse, SandboxError> {
+        self.expect_live(container).await?;
+        Ok(self.guest().await?.processes(container).await?)
+    }
+
+    /// What a container has used.
+    ///
+    /// # Errors
+    /// [`SandboxError::Refused`], [`SandboxError::Agent`]
+    pub async fn stats(&self, container: &str) -> Result<proto::StatsResponse, SandboxError> {
+        self.expect_live(container).await?;
+        Ok(self.guest().await?.stats(container).await?)
+    }
+
+    async fn expect_live(&self, container: &str) -> Result<(), SandboxError> {
+        let init = Process {
+            container: container.to_owned(),
+            exec: String::new(),
+        };
+        self.ask(move |state| state.pod.signal(&init)).await??;
+        Ok(())
+    }
+}

@@ -1,0 +1,124 @@
+//! Cleans up after a sandbox whose process is gone, or has to go.
+//!
+//! The mounts of a sandbox live in its process's own mount namespace and its children die with it, so little is left to
+//! do: make sure of the processes by the record, and remove the directory. Works from the record alone.
+
+use std::io;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::record::{Home, Mark, RecordError};
+
+/// Why a sandbox could not be cleaned up.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoverError {
+    /// A process does not end, not even killed.
+    #[error("process {pid} of the sandbox does not end")]
+    Unkillable {
+        /// Its pid.
+        pid: u32,
+    },
+    /// A process could not be killed or watched.
+    #[error("cannot end process {pid} of the sandbox")]
+    Kill {
+        /// Its pid.
+        pid: u32,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The directory could not be removed.
+    #[error("cannot remove {}", path.display())]
+    Remove {
+        /// The sandbox's directory.
+        path: std::path::PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The sandbox process runs.
+pub fn is_alive(home: &Home) -> bool {
+    matches!(home.read(), Ok(record) if record.sandbox.is_some_and(|mark| mark.open().is_some()))
+}
+
+/// Kills what runs of the sandbox and removes its directory. That there is nothing is no error.
+///
+/// # Errors
+/// See [`RecoverError`]. The directory stays as long as a process does.
+pub fn clean(home: &Home) -> Result<(), RecoverError> {
+    match home.read() {
+        Ok(record) => {
+            // The sandbox process first: it would only wonder where its children went.
+            for mark in record.sandbox.iter().chain(&record.helpers) {
+                end(*mark)?;
+            }
+        }
+        Err(error) if error.is_absent() => {}
+        Err(error @ (RecordError::Broken { .. } | RecordError::Version { .. })) => {
+            tracing::warn!(error = &error as &dyn std::error::Error, "cleaning up without a record");
+        }
+        Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "cleaning up without a record"),
+    }
+    home.remove().map_err(|source| RecoverError::Remove {
+        path: home.path().to_owned(),
+        source,
+    })
+}
+
+fn end(mark: Mark) -> Result<(), RecoverError> {
+    let Some(process) = mark.open() else {
+        return Ok(());
+    };
+    let failed = |source| RecoverError::Kill { pid: mark.pid, source };
+    match process.signal(Signal::SIGKILL) {
+        Err(error) if error.raw_os_error() == Some(nix::libc::ESRCH) => return Ok(()),
+        other => other.map_err(failed)?,
+    }
+    if process.wait(Duration::from_secs(10)).map_err(failed)? {
+        Ok(())
+    } else {
+        Err(RecoverError::Unkillable { pid: mark.pid })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Record;
+
+    #[test]
+    fn what_runs_is_ended_and_the_directory_goes() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let home = Home::at(dir.path().join("home"));
+        std::fs::create_dir(home.path()).expect("mkdir");
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().expect("sleep");
+        let mut record = Record::new("c".into(), "default".into(), "/b".into());
+        record.sandbox = Some(Mark::of(child.id()).expect("it runs"));
+        home.write(&record).expect("write");
+        assert!(is_alive(&home));
+        clean(&home).expect("clean");
+        let status = child.wait().expect("reap");
+        assert!(!status.success());
+        assert!(!home.path().exists());
+        clean(&home).expect("nothing left to clean");
+    }
+
+    #[test]
+    fn a_pid_that_is_another_process_now_is_left_alone() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let home = Home::at(dir.path().join("home"));
+        std::fs::create_dir(home.path()).expect("mkdir");
+        let me = Mark::of(std::process::id()).expect("I run");
+        let mut record = Record::new("c".into(), "default".into(), "/b".into());
+        record.helpers.push(Mark {
+            start_ticks: me.start_ticks + 1,
+            ..me
+        });
+        home.write(&record).expect("write");
+        assert!(!is_alive(&home));
+        clean(&home).expect("clean");
+    }
+}

@@ -1,0 +1,311 @@
+//! The owner of one pod, and the way to it.
+//!
+//! [`Sandbox`] is what the doors hold: each of its methods asks the owner, does what takes long, and reports back. The
+//! state itself is seen by the owner's task alone.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use kata_agent_client::{Agent, AgentError, Process};
+use kata_config::Config;
+use kata_machine::Vmm;
+use tokio::sync::{mpsc, watch};
+
+use crate::actor::Owner;
+use crate::error::SandboxError;
+use crate::lifecycle::{ExitStatus, Phase, Pod, Refusal};
+use crate::record::{Home, Mark, Record};
+use crate::stdio::{Copying, Stdio};
+use crate::step::{Faults, Steps};
+use crate::timeline::Timeline;
+
+/// What happened, for whoever must be told; in the order in which it happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A container was created.
+    Created {
+        /// Container id.
+        container: String,
+        /// Its bundle.
+        bundle: PathBuf,
+        /// Its stdio.
+        stdio: Stdio,
+    },
+    /// An exec was added.
+    ExecAdded(Process),
+    /// A process was started.
+    Started(Process),
+    /// The kernel of the guest killed something in the container for want of memory.
+    OutOfMemory {
+        /// Container id.
+        container: String,
+    },
+    /// A process has ended.
+    Exited(Process, ExitStatus),
+    /// A container was frozen.
+    Paused {
+        /// Container id.
+        container: String,
+    },
+    /// A container was thawed.
+    Resumed {
+        /// Container id.
+        container: String,
+    },
+    /// A process was forgotten.
+    Deleted(Process, ExitStatus),
+}
+
+/// What a process is, for `state`.
+#[derive(Clone, Debug)]
+pub struct ProcessState {
+    /// The container's bundle.
+    pub bundle: PathBuf,
+    /// Where it stands.
+    pub phase: Phase,
+    /// Its stdio.
+    pub stdio: Stdio,
+}
+
+/// Everything a sandbox needs from its door.
+pub struct Surroundings {
+    /// Its directory.
+    pub home: Home,
+    /// Its record, already written once.
+    pub record: Record,
+    /// The configuration, frozen.
+    pub config: Arc<Config>,
+    /// The driver.
+    pub vmm: Arc<dyn Vmm>,
+    /// Where events go.
+    pub events: mpsc::UnboundedSender<Event>,
+    /// Steps that tests make fail.
+    pub faults: Faults,
+}
+
+pub(crate) struct ProcessThings {
+    pub stdio: Stdio,
+    pub copying: Option<Copying>,
+    pub exit: watch::Sender<Option<ExitStatus>>,
+    /// The `process` object of an exec that has not been started yet.
+    pub exec_json: Vec<u8>,
+}
+
+impl ProcessThings {
+    pub fn new(stdio: Stdio, exec_json: Vec<u8>) -> Self {
+        Self {
+            stdio,
+            copying: None,
+            exit: watch::Sender::new(None),
+            exec_json,
+        }
+    }
+}
+
+pub(crate) struct ContainerThings {
+    pub bundle: PathBuf,
+    pub steps: Option<Steps>,
+}
+
+/// What the owner's task owns.
+pub(crate) struct State {
+    pub home: Home,
+    pub record: Record,
+    pub pod: Pod,
+    /// The agent of the machine, while that runs.
+    pub guest: Option<Agent>,
+    /// How the pod's own things (share, file server, machine) are taken back.
+    pub steps: Option<Steps>,
+    pub containers: BTreeMap<String, ContainerThings>,
+    pub processes: BTreeMap<Process, ProcessThings>,
+    pub events: mpsc::UnboundedSender<Event>,
+    pub timeline: Timeline,
+}
+
+impl State {
+    pub fn tell(&self, event: Event) {
+        tracing::debug!(?event, "event");
+        // Nobody listens any more only when the process is going down.
+        let _ = self.events.send(event);
+    }
+
+    /// Writes an exit down, wakes who waits for it, and tells it if it is its turn.
+    pub fn exited(&mut self, process: &Process, status: ExitStatus) {
+        if self.pod.exited(process, status) {
+            self.publish_exit(process, status);
+        }
+    }
+
+    pub fn publish_exit(&mut self, process: &Process, status: ExitStatus) {
+        self.tell(Event::Exited(process.clone(), status));
+        if let Some(things) = self.processes.get_mut(process) {
+            things.exit.send_replace(Some(status));
+        }
+    }
+
+    /// Every process of the pod has ended, because the machine has.
+    pub fn machine_lost(&mut self) {
+        self.guest = None;
+        let status = ExitStatus {
+            code: MACHINE_LOST,
+            at_unix_nanos: now_unix_nanos(),
+        };
+        for process in self.pod.processes() {
+            self.exited(&process, status);
+        }
+    }
+
+    pub fn note_helper(&mut self, pid: u32) -> Result<(), SandboxError> {
+        if let Ok(mark) = Mark::of(pid) {
+            self.record.helpers.push(mark);
+        }
+        self.home.write(&self.record)?;
+        Ok(())
+    }
+}
+
+/// Exit code of processes whose machine went away under them.
+pub const MACHINE_LOST: u32 = 255;
+
+pub(crate) fn now_unix_nanos() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// A pod. Cheap to clone.
+#[derive(Clone)]
+pub struct Sandbox {
+    pub(crate) owner: Owner<State>,
+    pub(crate) home: Home,
+    pub(crate) id: Arc<str>,
+    pub(crate) config: Arc<Config>,
+    pub(crate) vmm: Arc<dyn Vmm>,
+    pub(crate) faults: Faults,
+}
+
+impl Sandbox {
+    /// A sandbox with nothing in it. Starts its owner's task.
+    pub fn new(surroundings: Surroundings) -> Self {
+        let Surroundings {
+            home,
+            record,
+            config,
+            vmm,
+            events,
+            faults,
+        } = surroundings;
+        let id = Arc::from(record.id.as_str());
+        let owner = Owner::start(State {
+            home: home.clone(),
+            record,
+            pod: Pod::default(),
+            guest: None,
+            steps: None,
+            containers: BTreeMap::new(),
+            processes: BTreeMap::new(),
+            events,
+            timeline: Timeline::default(),
+        });
+        Self {
+            owner,
+            home,
+            id,
+            config,
+            vmm,
+            faults,
+        }
+    }
+
+    pub(crate) async fn ask<R, F>(&self, work: F) -> Result<R, SandboxError>
+    where
+        R: Send + 'static,
+        F: FnOnce(&mut State) -> R + Send + 'static,
+    {
+        self.owner.ask(work).await.ok_or(SandboxError::Closing)
+    }
+
+    pub(crate) async fn guest(&self) -> Result<Agent, SandboxError> {
+        let guest = self.ask(|state| state.guest.clone()).await?;
+        guest.ok_or_else(|| SandboxError::NoMachine { id: self.id.to_string() })
+    }
+
+    /// Where a process stands.
+    ///
+    /// # Errors
+    /// [`SandboxError::Refused`] for unknown ids.
+    pub async fn state(&self, process: &Process) -> Result<ProcessState, SandboxError> {
+        let process = process.clone();
+        let state = self
+            .ask(move |state| -> Result<ProcessState, Refusal> {
+                let phase = state.pod.phase(&process)?;
+                let bundle = state.containers.get(&process.container).map(|c| c.bundle.clone());
+                let stdio = state.processes.get(&process).map(|p| p.stdio.clone());
+                Ok(ProcessState {
+                    bundle: bundle.unwrap_or_default(),
+                    phase,
+                    stdio: stdio.unwrap_or_default(),
+                })
+            })
+            .await??;
+        Ok(state)
+    }
+
+    /// The ids of the pod's containers.
+    pub async fn containers(&self) -> Vec<String> {
+        let ids = self.ask(|state| state.pod.containers().map(str::to_owned).collect()).await;
+        ids.unwrap_or_default()
+    }
+
+    /// Waits until a process has ended.
+    ///
+    /// # Errors
+    /// [`SandboxError::Refused`] for unknown ids; [`SandboxError::Agent`] when the process is forgotten before it ended.
+    pub async fn wait(&self, process: &Process) -> Result<ExitStatus, SandboxError> {
+        let wanted = process.clone();
+        let mut exit = self
+            .ask(move |state| -> Result<_, Refusal> {
+                state.pod.phase(&wanted)?;
+                Ok(state.processes.get(&wanted).map(|things| things.exit.subscribe()))
+            })
+            .await??
+            .ok_or(SandboxError::Closing)?;
+        let status = exit.wait_for(Option::is_some).await;
+        match status.map(|status| *status) {
+            Ok(Some(status)) => Ok(status),
+            _ => Err(AgentError::NotFound(format!(
+                "process \"{}{}\" was deleted before it ended",
+                process.container, process.exec
+            ))
+            .into()),
+        }
+    }
+
+    /// Ends the machine, forgets all containers and takes everything back. Nothing of the pod is left but its
+    /// directory.
+    pub async fn shut_down(&self) {
+        let taken = self
+            .ask(|state| {
+                state.machine_lost();
+                state.processes.clear();
+                let steps: Vec<Steps> = std::mem::take(&mut state.containers)
+                    .into_values()
+                    .filter_map(|container| container.steps)
+                    .collect();
+                state.pod = Pod::default();
+                (steps, state.steps.take())
+            })
+            .await;
+        let Ok((containers, pod)) = taken else {
+            return;
+        };
+        // The machine first: what the containers' steps would ask of the agent is then moot, and refused at once.
+        if let Some(steps) = pod {
+            steps.undo().await;
+        }
+        for steps in containers {
+            steps.undo().await;
+        }
+    }
+}

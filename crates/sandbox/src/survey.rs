@@ -1,0 +1,173 @@
+//! Looks at the host and gathers the [`Facts`] that the plan is made from. Only looks.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+use kata_bundle::oci::Spec;
+use kata_config::Config;
+use kata_plan::{Facts, SourceKind};
+
+use crate::record::Home;
+
+/// What the host lacks.
+#[derive(Debug, thiserror::Error)]
+pub enum SurveyError {
+    /// No guest kernel or no initramfs.
+    #[error("no guest {what} at {}; `kata-runtime image build` makes one", list(looked_at))]
+    NoAsset {
+        /// `kernel` or `initramfs`
+        what: &'static str,
+        /// Where it was looked for.
+        looked_at: Vec<PathBuf>,
+    },
+    /// A file that is there cannot be read.
+    #[error("cannot read the guest {what} {}", path.display())]
+    Unreadable {
+        /// `kernel` or `initramfs`
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The configured virtio-fs daemon is not there.
+    #[error("the virtio-fs daemon {} is configured and cannot be used", path.display())]
+    NoDaemon {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    let names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+    names.join(" or ")
+}
+
+/// Gathers the facts for a container of `spec` in the sandbox at `home`.
+///
+/// # Errors
+/// [`SurveyError`]
+pub fn facts(config: &Config, home: &Home, spec: &Spec) -> Result<Facts, SurveyError> {
+    let (kernel, initrd) = assets(config)?;
+    let choice = kata_qemu::probe();
+    let vsock = Path::new("/dev/vhost-vsock").exists();
+    Ok(Facts {
+        accelerator: choice.accelerator,
+        accelerator_reason: choice.reason,
+        host_cpus: std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(1)),
+        host_memory_mib: memory_mib(),
+        vmm: config.qemu.path.clone(),
+        kernel,
+        initrd,
+        virtiofsd: file_server(config)?,
+        vhost_vsock: vsock,
+        vsock_cid: vsock.then(|| vsock_cid(home)),
+        run_dir: home.path().to_owned(),
+        share_dir: home.share(),
+        source_kinds: kata_plan::bind_sources(spec)
+            .into_iter()
+            .map(|source| {
+                let kind = kind_of(&source);
+                (source, kind)
+            })
+            .collect::<BTreeMap<_, _>>(),
+        shm_bytes: shm_bytes(spec),
+    })
+}
+
+fn assets(config: &Config) -> Result<(PathBuf, PathBuf), SurveyError> {
+    let candidates = config.asset_candidates();
+    let whole = candidates.iter().find(|assets| assets.kernel.exists() && assets.initrd.exists());
+    let Some(assets) = whole else {
+        let missing = |pick: fn(&kata_config::Assets) -> &PathBuf| -> Option<Vec<PathBuf>> {
+            let mut paths: Vec<PathBuf> = candidates.iter().map(|assets| pick(assets).clone()).collect();
+            paths.dedup();
+            paths.iter().all(|path| !path.exists()).then_some(paths)
+        };
+        let (what, looked_at) = match (missing(|assets| &assets.kernel), missing(|assets| &assets.initrd)) {
+            (Some(paths), _) => ("kernel", paths),
+            (None, Some(paths)) => ("initramfs", paths),
+            (None, None) => ("kernel with its initramfs", candidates.iter().map(|a| a.kernel.clone()).collect()),
+        };
+        return Err(SurveyError::NoAsset { what, looked_at });
+    };
+    for (what, path) in [("kernel", &assets.kernel), ("initramfs", &assets.initrd)] {
+        // Opened, not only looked at: the VMM's own message for a file that it may not read names no file.
+        std::fs::File::open(path)
+            .and_then(|file| file.metadata())
+            .and_then(|data| {
+                if data.is_file() { Ok(()) } else { Err(io::Error::new(io::ErrorKind::InvalidInput, "not a file")) }
+            })
+            .map_err(|source| SurveyError::Unreadable {
+                what,
+                path: path.clone(),
+                source,
+            })?;
+    }
+    Ok((assets.kernel.clone(), assets.initrd.clone()))
+}
+
+fn file_server(config: &Config) -> Result<Option<PathBuf>, SurveyError> {
+    if let Some(path) = &config.qemu.virtio_fs_daemon {
+        return match std::fs::metadata(path) {
+            Ok(_) => Ok(Some(path.clone())),
+            Err(source) => Err(SurveyError::NoDaemon {
+                path: path.clone(),
+                source,
+            }),
+        };
+    }
+    Ok(config.virtio_fs_daemon_candidates().into_iter().find(|path| path.exists()))
+}
+
+fn memory_mib() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))
+        .and_then(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kib.unwrap_or(0) / 1024
+}
+
+/// A context id that the sandbox's own directory name decides, so that two sandboxes hardly ever want the same; the
+/// kernel refuses the second of two.
+fn vsock_cid(home: &Home) -> u32 {
+    let name = home.path().file_name().map(|name| name.as_encoded_bytes()).unwrap_or_default();
+    let hash = name.iter().fold(2_166_136_261_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(16_777_619));
+    // 0-2 and the highest have other meanings.
+    3 + hash % (u32::MAX - 4)
+}
+
+fn kind_of(source: &Path) -> SourceKind {
+    let Ok(data) = std::fs::metadata(source) else {
+        return SourceKind::Missing;
+    };
+    let file_type = data.file_type();
+    if file_type.is_dir() {
+        SourceKind::Directory
+    } else if file_type.is_file() {
+        SourceKind::File
+    } else if file_type.is_block_device() {
+        SourceKind::BlockDevice
+    } else if file_type.is_char_device() {
+        SourceKind::CharDevice
+    } else if file_type.is_fifo() {
+        SourceKind::Fifo
+    } else {
+        SourceKind::Socket
+    }
+}
+
+/// Size of the file system that the spec binds to `/dev/shm`.
+fn shm_bytes(spec: &Spec) -> Option<u64> {
+    let mounts = spec.mounts().as_deref().unwrap_or_default();
+    let mount = mounts.iter().find(|mount| mount.destination() == Path::new("/dev/shm"))?;
+    let size = nix::sys::statvfs::statvfs(mount.source().as_deref()?).ok()?;
+    Some(size.blocks().saturating_mul(size.fragment_size()))
+}

@@ -1,0 +1,188 @@
+//! Processes of the host: who they are beyond their pid, their end, and dying with one's parent.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::path::PathBuf;
+
+use nix::sys::signal::Signal;
+
+/// When a process was started, in clock ticks after the host's boot (field 22 of `/proc/PID/stat`). With the pid it
+/// names a process for good: pids are used again, pairs are not.
+///
+/// # Errors
+/// `NotFound` when there is no such process, or it is a zombie; else what reading `/proc` failed with.
+pub fn start_ticks(pid: u32) -> io::Result<u64> {
+    let stat = std::fs::read_to_string(PathBuf::from(format!("/proc/{pid}/stat")))?;
+    // The command name is in parentheses and may hold anything, spaces and parentheses included.
+    let after_name = stat.rsplit_once(") ").map(|(_, rest)| rest).unwrap_or_default();
+    let mut fields = after_name.split(' ');
+    if matches!(fields.next(), Some("Z" | "X")) {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    fields
+        .nth(18)
+        .and_then(|ticks| ticks.parse().ok())
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat: {stat}")))
+}
+
+/// A handle on a process that stays its own, whatever happens to the pid.
+#[derive(Debug)]
+pub struct PidFd(OwnedFd);
+
+impl PidFd {
+    /// Opens a handle on the process that has this pid now.
+    ///
+    /// # Errors
+    /// `ESRCH` when there is none.
+    pub fn open(pid: u32) -> io::Result<Self> {
+        // SAFETY: pidfd_open takes two integers and touches no memory of ours.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::c_long::from(pid), 0) };
+        let fd = RawFd::try_from(fd).map_err(|_| io::ErrorKind::InvalidData)?;
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel has just given us this descriptor, and nobody else knows it.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// `ESRCH` when the process has ended.
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        // SAFETY: the descriptor is open; a null siginfo is allowed; flags are zero.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                self.0.as_raw_fd(),
+                signal as libc::c_int,
+                std::ptr::null::<libc::siginfo_t>(),
+                0,
+            )
+        };
+        if result < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Waits until the process has ended, or the time is over; answers whether it has ended.
+    ///
+    /// # Errors
+    /// What `poll` failed with.
+    pub fn wait(&self, limit: std::time::Duration) -> io::Result<bool> {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        use std::os::fd::AsFd;
+        let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+        let limit = PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX);
+        loop {
+            match poll(&mut fds, limit) {
+                Ok(ready) => return Ok(ready > 0),
+                Err(nix::errno::Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+/// Lets the child that `command` will start be killed when the thread that starts it ends. Start it on the main
+/// thread, or the child dies with a worker.
+pub fn die_with_parent(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt;
+    let parent = nix::unistd::getpid();
+    let before_exec = move || {
+        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+        // The parent may have gone before the line above.
+        if nix::unistd::getppid() != parent {
+            return Err(io::Error::from(io::ErrorKind::BrokenPipe));
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure makes two system calls and allocates nothing.
+    unsafe { command.pre_exec(before_exec) };
+}
+
+/// Hands descriptors to the child that `command` will start: each `(fd, number)` is open as `number` in the child,
+/// without close-on-exec. The descriptors must stay open until the command is started.
+pub fn give_fds(command: &mut std::process::Command, fds: Vec<(RawFd, RawFd)>) {
+    use std::os::unix::process::CommandExt;
+    let before_exec = move || {
+        for &(fd, number) in &fds {
+            let result = if fd == number {
+                // SAFETY: clears FD_CLOEXEC on a descriptor that the caller keeps open; integers only.
+                unsafe { libc::fcntl(fd, libc::F_SETFD, 0) }
+            } else {
+                // SAFETY: duplicates a descriptor that the caller keeps open; integers only.
+                unsafe { libc::dup2(fd, number) }
+            };
+            if result < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure only makes system calls; the vector is read, not grown.
+    unsafe { command.pre_exec(before_exec) };
+}
+
+/// Takes a descriptor that this program was started with.
+///
+/// # Errors
+/// `EBADF` when it is not open.
+pub fn take_fd(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: asks for the flags of a number; touches no memory.
+    if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it is open, and by the caller's word it was inherited for exactly this and has no other owner.
+    let fd = unsafe { OwnedFd::from_raw_fd(number) };
+    // SAFETY: sets a flag on a descriptor that we own.
+    if unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(fd)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn a_process_is_known_by_pid_and_start() {
+        let me = std::process::id();
+        let first = start_ticks(me).expect("I run");
+        assert_eq!(start_ticks(me).expect("I still run"), first);
+        assert_eq!(
+            start_ticks(u32::MAX).expect_err("no such pid").kind(),
+            io::ErrorKind::NotFound
+        );
+    }
+
+    #[test]
+    fn a_pidfd_kills_and_sees_the_end() {
+        let mut child = std::process::Command::new("sleep").arg("100").spawn().expect("sleep");
+        let fd = PidFd::open(child.id()).expect("open");
+        assert!(!fd.wait(Duration::ZERO).expect("poll"), "it sleeps");
+        fd.signal(Signal::SIGKILL).expect("kill");
+        assert!(fd.wait(Duration::from_secs(10)).expect("poll"), "it has ended");
+        let _ = child.wait();
+        assert!(fd.signal(Signal::SIGKILL).is_err(), "reaped");
+    }
+
+    #[test]
+    fn descriptors_are_handed_over_under_their_new_number() {
+        use std::io::Write;
+        use std::process::{Command, Stdio};
+        let (reader, mut writer) = io::pipe().expect("pipe");
+        writer.write_all(b"handed over\n").expect("write");
+        drop(writer);
+        let mut command = Command::new("sh");
+        command.args(["-c", "cat <&9"]).stdout(Stdio::piped());
+        give_fds(&mut command, vec![(reader.as_raw_fd(), 9)]);
+        die_with_parent(&mut command);
+        let output = command.output().expect("sh");
+        assert_eq!(output.stdout, b"handed over\n");
+    }
+}

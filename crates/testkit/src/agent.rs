@@ -1,0 +1,242 @@
+//! An agent without a guest: speaks the real protocol over any byte stream, runs nothing, and does what a test tells it.
+//!
+//! A process of it echoes its stdin to its stdout and ends when the test says so, or when it is killed.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use futures::stream;
+use kata_wire::handshake::{self, Versions};
+use kata_wire::mux::{self, Incoming, Side, Stream};
+use kata_wire::proto;
+use kata_wire::stream::{Header, Kind};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::{mpsc, watch};
+use ttrpc::Code;
+use ttrpc::asynchronous::transport::Listener;
+use ttrpc::asynchronous::{Server, TtrpcContext};
+
+type Id = (String, String);
+type Exit = watch::Sender<Option<u32>>;
+
+#[derive(Default)]
+struct State {
+    requests: Vec<String>,
+    processes: BTreeMap<Id, Exit>,
+    failing: Option<(String, Code, String)>,
+}
+
+/// The test's hand on the agent.
+#[derive(Clone, Default)]
+pub struct FakeAgent(Arc<Mutex<State>>);
+
+impl FakeAgent {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was asked so far, one word a request with its ids.
+    pub fn requests(&self) -> Vec<String> {
+        self.state().requests.clone()
+    }
+
+    /// Lets the next request of this name (`create_container`, …) fail.
+    pub fn fail(&self, request: &str, code: Code, message: &str) {
+        self.state().failing = Some((request.to_owned(), code, message.to_owned()));
+    }
+
+    /// Ends a process; of an unknown one, nothing.
+    pub fn end(&self, container: &str, exec: &str, code: u32) {
+        if let Some(exit) = self.state().processes.get(&(container.to_owned(), exec.to_owned())) {
+            exit.send_replace(Some(code));
+        }
+    }
+
+    /// Ids of the containers and execs there are.
+    pub fn processes(&self) -> Vec<Id> {
+        self.state().processes.keys().cloned().collect()
+    }
+
+    /// Speaks on `channel` until it ends.
+    pub async fn serve<T>(self, mut channel: T)
+    where
+        T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let spoken = handshake::guest(&mut channel, Versions { min: 1, max: 1 }).await;
+        if spoken.is_ok() {
+            let (_opener, incoming) = mux::start(channel, Side::Guest);
+            self.take_streams(incoming).await;
+        }
+    }
+
+    async fn take_streams(self, mut incoming: Incoming) {
+        let (requests, wanted) = mpsc::unbounded_channel::<Stream>();
+        let listener = Listener::new(stream::unfold(wanted, |mut wanted| async move {
+            let next = wanted.recv().await?;
+            Some((Ok(next), wanted))
+        }));
+        let services = proto::create_agent(Arc::new(self.clone()));
+        let mut server = Server::new().add_listener(listener).register_service(services);
+        if server.start().await.is_err() {
+            return;
+        }
+        let mut inputs: BTreeMap<Id, Stream> = BTreeMap::new();
+        while let Some(mut stream) = incoming.next().await {
+            let Ok(header) = Header::receive(&mut stream).await else {
+                continue;
+            };
+            let id = (header.container, header.exec);
+            match header.kind {
+                Kind::Requests => {
+                    let _ = requests.send(stream);
+                }
+                Kind::Stdin => {
+                    inputs.insert(id, stream);
+                }
+                Kind::Stdout => {
+                    if let Some(input) = inputs.remove(&id) {
+                        tokio::spawn(echo(input, stream));
+                    }
+                }
+                // Nothing is ever printed there; it ends at once.
+                Kind::Stderr => {
+                    let _ = stream.shutdown().await;
+                }
+            }
+        }
+        let _ = server.shutdown().await;
+    }
+
+    fn note(&self, request: &str, ids: &[&str]) -> ttrpc::Result<()> {
+        let mut state = self.state();
+        state.requests.push(
+            std::iter::once(&request)
+                .chain(ids)
+                .copied()
+                .collect::<Vec<_>>()
+                .join(" "),
+        );
+        match state.failing.take() {
+            Some((failing, code, message)) if failing == request => {
+                Err(ttrpc::Error::RpcStatus(ttrpc::get_status(code, message)))
+            }
+            other => {
+                state.failing = other;
+                Ok(())
+            }
+        }
+    }
+
+    fn begin(&self, container: &str, exec: &str) {
+        let id = (container.to_owned(), exec.to_owned());
+        self.state().processes.insert(id, watch::Sender::new(None));
+    }
+}
+
+async fn echo(mut input: Stream, mut output: Stream) {
+    let mut block = vec![0; 4096];
+    while let Ok(length @ 1..) = input.read(&mut block).await {
+        if output.write_all(&block[..length]).await.is_err() || output.flush().await.is_err() {
+            return;
+        }
+    }
+    let _ = input.shutdown().await;
+    let _ = output.shutdown().await;
+    // Both halves stay until the peer is done with them.
+    let _ = output.read(&mut block).await;
+}
+
+type Done = ttrpc::Result<proto::Empty>;
+
+#[async_trait]
+impl proto::Agent for FakeAgent {
+    async fn setup(&self, _: &TtrpcContext, request: proto::SetupRequest) -> ttrpc::Result<proto::SetupResponse> {
+        self.note("setup", &[&request.sandbox_id])?;
+        Ok(proto::SetupResponse {
+            agent_version: "fake".into(),
+            kernel_release: "none".into(),
+            ..Default::default()
+        })
+    }
+
+    async fn create_container(
+        &self,
+        _: &TtrpcContext,
+        request: proto::CreateContainerRequest,
+    ) -> ttrpc::Result<proto::CreateContainerResponse> {
+        self.note("create_container", &[&request.container_id])?;
+        self.begin(&request.container_id, "");
+        Ok(proto::CreateContainerResponse {
+            pid: 42,
+            ..Default::default()
+        })
+    }
+
+    async fn start_container(&self, _: &TtrpcContext, request: proto::ContainerRef) -> Done {
+        self.note("start_container", &[&request.container_id])?;
+        Ok(proto::Empty::new())
+    }
+
+    async fn delete_container(&self, _: &TtrpcContext, request: proto::ContainerRef) -> Done {
+        self.note("delete_container", &[&request.container_id])?;
+        self.state()
+            .processes
+            .retain(|(container, _), _| *container != request.container_id);
+        Ok(proto::Empty::new())
+    }
+
+    async fn exec(&self, _: &TtrpcContext, request: proto::ExecRequest) -> ttrpc::Result<proto::ExecResponse> {
+        self.note("exec", &[&request.container_id, &request.exec_id])?;
+        self.begin(&request.container_id, &request.exec_id);
+        Ok(proto::ExecResponse {
+            pid: 43,
+            ..Default::default()
+        })
+    }
+
+    async fn delete_process(&self, _: &TtrpcContext, request: proto::ProcessRef) -> Done {
+        self.note("delete_process", &[&request.container_id, &request.exec_id])?;
+        self.state().processes.remove(&(request.container_id, request.exec_id));
+        Ok(proto::Empty::new())
+    }
+
+    async fn wait(&self, _: &TtrpcContext, request: proto::ProcessRef) -> ttrpc::Result<proto::WaitResponse> {
+        let id = (request.container_id, request.exec_id);
+        let exit = self.state().processes.get(&id).map(watch::Sender::subscribe);
+        let gone = || ttrpc::Error::RpcStatus(ttrpc::get_status(Code::NOT_FOUND, "no such process"));
+        let mut exit = exit.ok_or_else(gone)?;
+        let code = exit
+            .wait_for(Option::is_some)
+            .await
+            .map_err(|_| gone())?
+            .unwrap_or_default();
+        Ok(proto::WaitResponse {
+            exit_code: code,
+            exited_at_unix_nanos: 1,
+            ..Default::default()
+        })
+    }
+
+    async fn signal(&self, _: &TtrpcContext, request: proto::SignalRequest) -> Done {
+        self.note(
+            "signal",
+            &[&request.container_id, &request.exec_id, &request.signal.to_string()],
+        )?;
+        const KILL: u32 = 9;
+        if request.signal == KILL {
+            self.end(&request.container_id, &request.exec_id, 128 + KILL);
+        }
+        Ok(proto::Empty::new())
+    }
+
+    async fn pause(&self, _: &TtrpcContext, request: proto::ContainerRef) -> Done {
+        self.note("pause", &[&request.container_id])?;
+        Ok(proto::Empty::new())
+    }
+
+    async fn resume(&self, _: &TtrpcContext, request: proto::ContainerRef) -> Done {
+        self.note("resume", &[&request.container_id])?;
+        Ok(proto::Empty::new())
+    }
+}

@@ -1,0 +1,129 @@
+//! A machine without a VMM: its guest is a [`FakeAgent`], at the other end of a pipe in this process.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use kata_machine::{Exit, ExitWatch, Machine, MachineError, MachineSpec, Transport, Vmm};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::agent::FakeAgent;
+
+/// A driver of fake machines.
+#[derive(Clone, Default)]
+pub struct FakeVmm {
+    /// The agent in every machine.
+    pub agent: FakeAgent,
+    machines: Arc<Mutex<Vec<watch::Sender<Option<Exit>>>>>,
+    mute: bool,
+}
+
+impl FakeVmm {
+    /// A driver whose machines never say a word.
+    pub fn mute() -> Self {
+        Self {
+            mute: true,
+            ..Self::default()
+        }
+    }
+
+    /// How many machines run.
+    pub fn running(&self) -> usize {
+        let machines = self.machines.lock().unwrap_or_else(PoisonError::into_inner);
+        machines.iter().filter(|exit| exit.borrow().is_none()).count()
+    }
+
+    /// Ends all machines, as if their processes had been killed.
+    pub fn kill_all(&self) {
+        let machines = self.machines.lock().unwrap_or_else(PoisonError::into_inner);
+        for exit in machines.iter() {
+            exit.send_replace(Some(killed()));
+        }
+    }
+}
+
+fn killed() -> Exit {
+    Exit {
+        status: Err(9),
+        messages: "the fake machine was killed".into(),
+    }
+}
+
+struct FakeMachine {
+    agent: FakeAgent,
+    mute: bool,
+    exit: watch::Sender<Option<Exit>>,
+    serving: Mutex<Vec<JoinHandle<()>>>,
+}
+
+#[async_trait]
+impl Vmm for FakeVmm {
+    fn command_line(&self, spec: &MachineSpec) -> Result<Vec<String>, MachineError> {
+        Ok(vec![spec.vmm.display().to_string()])
+    }
+
+    async fn boot(&self, _: &MachineSpec) -> Result<Box<dyn Machine>, MachineError> {
+        let exit = watch::Sender::new(None);
+        let mut machines = self.machines.lock().unwrap_or_else(PoisonError::into_inner);
+        machines.push(exit.clone());
+        Ok(Box::new(FakeMachine {
+            agent: self.agent.clone(),
+            mute: self.mute,
+            exit,
+            serving: Mutex::default(),
+        }))
+    }
+}
+
+#[async_trait]
+impl Machine for FakeMachine {
+    fn pid(&self) -> u32 {
+        std::process::id()
+    }
+
+    fn exit(&self) -> ExitWatch {
+        self.exit.subscribe()
+    }
+
+    async fn connect(&self) -> Result<Box<dyn Transport>, MachineError> {
+        let (host, guest) = tokio::io::duplex(64 * 1024);
+        let (agent, mute) = (self.agent.clone(), self.mute);
+        let mut exit = self.exit.subscribe();
+        let task = tokio::spawn(async move {
+            if mute {
+                let _ = exit.wait_for(Option::is_some).await;
+                drop(guest);
+                return;
+            }
+            tokio::select! {
+                () = agent.serve(guest) => {}
+                _ = exit.wait_for(Option::is_some) => {}
+            }
+        });
+        self.serving.lock().unwrap_or_else(PoisonError::into_inner).push(task);
+        Ok(Box::new(host))
+    }
+
+    fn console_tail(&self) -> String {
+        "the fake console".into()
+    }
+
+    async fn suspend(&self) -> Result<(), MachineError> {
+        Ok(())
+    }
+
+    async fn resume(&self) -> Result<(), MachineError> {
+        Ok(())
+    }
+
+    async fn halt(&self, _: Duration) {
+        self.exit.send_if_modified(|exit| {
+            let runs = exit.is_none();
+            if runs {
+                *exit = Some(killed());
+            }
+            runs
+        });
+    }
+}
