@@ -124,7 +124,10 @@ pub fn check_process(process: &Process) -> Result<(), Problem> {
         });
     }
     free_of_zero("process.cwd", process.cwd())?;
-    for (field, texts) in [("process.args", args), ("process.env", process.env().as_deref().unwrap_or_default())] {
+    for (field, texts) in [
+        ("process.args", args),
+        ("process.env", process.env().as_deref().unwrap_or_default()),
+    ] {
         if texts.iter().any(|text| text.contains('\0')) {
             return Err(Problem::ZeroByte { field });
         }
@@ -189,7 +192,11 @@ fn check_mount(index: usize, mount: &Mount) -> Result<(), Problem> {
 /// Whether a mount shows something of the host instead of a file system of its own.
 pub(crate) fn is_bind(mount: &Mount) -> bool {
     mount.typ().as_deref() == Some("bind")
-        || mount.options().iter().flatten().any(|option| option == "bind" || option == "rbind")
+        || mount
+            .options()
+            .iter()
+            .flatten()
+            .any(|option| option == "bind" || option == "rbind")
 }
 
 fn free_of_zero(field: &'static str, path: &Path) -> Result<(), Problem> {

@@ -55,17 +55,32 @@ fn mounts() -> Vec<Mount> {
     let quiet = ["nosuid", "noexec", "nodev"];
     [
         ("/proc", "proc", "proc", vec![]),
-        ("/dev", "tmpfs", "tmpfs", vec!["nosuid", "strictatime", "mode=755", "size=65536k"]),
+        (
+            "/dev",
+            "tmpfs",
+            "tmpfs",
+            vec!["nosuid", "strictatime", "mode=755", "size=65536k"],
+        ),
         (
             "/dev/pts",
             "devpts",
             "devpts",
             vec!["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         ),
-        ("/dev/shm", "tmpfs", "shm", [&quiet[..], &["mode=1777", "size=65536k"]].concat()),
+        (
+            "/dev/shm",
+            "tmpfs",
+            "shm",
+            [&quiet[..], &["mode=1777", "size=65536k"]].concat(),
+        ),
         ("/dev/mqueue", "mqueue", "mqueue", quiet.to_vec()),
         ("/sys", "sysfs", "sysfs", [&quiet[..], &["ro"]].concat()),
-        ("/sys/fs/cgroup", "cgroup", "cgroup", [&quiet[..], &["relatime", "ro"]].concat()),
+        (
+            "/sys/fs/cgroup",
+            "cgroup",
+            "cgroup",
+            [&quiet[..], &["relatime", "ro"]].concat(),
+        ),
     ]
     .into_iter()
     .map(|(destination, kind, source, options)| {

@@ -245,11 +245,33 @@ fn read(path: &Path) -> Result<Vec<u8>, BundleError> {
     Ok(bytes)
 }
 
+/// As runc, takes a process without a user for root's; the type does not know that default.
 fn parse<T: DeserializeOwned>(path: &Path, json: &[u8]) -> Result<T, BundleError> {
+    match parse_strictly(path, json) {
+        Err(error @ BundleError::Json { .. }) if error.to_string().contains("missing field `user`") => {
+            let root = || serde_json::json!({ "uid": 0, "gid": 0 });
+            let mut value: serde_json::Value = parse_strictly(path, json)?;
+            let process = if value.get("process").is_some() {
+                value.get_mut("process")
+            } else {
+                Some(&mut value)
+            };
+            if let Some(fields) = process.and_then(serde_json::Value::as_object_mut) {
+                fields.entry("user").or_insert_with(root);
+            }
+            serde_json::from_value(value).map_err(|_| error)
+        }
+        other => other,
+    }
+}
+
+fn parse_strictly<T: DeserializeOwned>(path: &Path, json: &[u8]) -> Result<T, BundleError> {
     serde_json::from_slice(json).map_err(|error| {
         let (line, column) = (error.line(), error.column());
         let words = error.to_string();
-        let reason = words.strip_suffix(&format!(" at line {line} column {column}")).unwrap_or(&words);
+        let reason = words
+            .strip_suffix(&format!(" at line {line} column {column}"))
+            .unwrap_or(&words);
         BundleError::Json {
             path: path.to_owned(),
             line,

@@ -102,7 +102,10 @@ impl fmt::Display for Warning {
                 similar: Some(similar),
             } => write!(f, "unknown key {key}, ignored; is {similar} meant?"),
             Oddity::SectionNotYet { section } => {
-                write!(f, "section [{section}] is known to Kata, but not supported yet, ignored")
+                write!(
+                    f,
+                    "section [{section}] is known to Kata, but not supported yet, ignored"
+                )
             }
             Oddity::KeyNotYet { key } => write!(f, "{key} is known to Kata, but not supported yet, ignored"),
         }

@@ -79,7 +79,9 @@ fn flatten(section: &str, table: &DeTable<'_>, found: &mut Vec<(usize, Thing)>) 
                 } else {
                     format!("{section}.{}", key.get_ref())
                 };
-                let only_sections = inner.iter().all(|(_, value)| matches!(value.get_ref(), DeValue::Table(_)));
+                let only_sections = inner
+                    .iter()
+                    .all(|(_, value)| matches!(value.get_ref(), DeValue::Table(_)));
                 if inner.is_empty() || !only_sections {
                     found.push((offset, Thing::Section(name.clone())));
                 }

@@ -54,18 +54,34 @@ pub(crate) const KEYS: &[Key] = &[
     key!(QEMU, "cpu_features", qemu.cpu_features, |value| value.text().map(Some)),
     key!(QEMU, "firmware", qemu.firmware, Value::optional_path),
     key!(QEMU, "default_vcpus", qemu.default_vcpus, read_vcpus, show_vcpus),
-    key!(QEMU, "default_maxvcpus", qemu.default_maxvcpus, read_max_vcpus, show_max_vcpus),
+    key!(
+        QEMU,
+        "default_maxvcpus",
+        qemu.default_maxvcpus,
+        read_max_vcpus,
+        show_max_vcpus
+    ),
     key!(QEMU, "default_memory", qemu.default_memory, read_memory),
-    key!(QEMU, "shared_fs", qemu.shared_fs, read_shared_fs, |kind: &Option<SharedFs>| {
+    key!(QEMU, "shared_fs", qemu.shared_fs, read_shared_fs, |kind: &Option<
+        SharedFs,
+    >| {
         kind.map(|kind| Value::from(kind.as_str()))
     }),
     key!(QEMU, "virtio_fs_daemon", qemu.virtio_fs_daemon, Value::optional_path),
-    key!(QEMU, "virtio_fs_cache", qemu.virtio_fs_cache, read_cache, |cache: &VirtioFsCache| {
-        Some(Value::from(cache.as_str()))
-    }),
+    key!(
+        QEMU,
+        "virtio_fs_cache",
+        qemu.virtio_fs_cache,
+        read_cache,
+        |cache: &VirtioFsCache| { Some(Value::from(cache.as_str())) }
+    ),
     key!(QEMU, "virtio_fs_queue_size", qemu.virtio_fs_queue_size, read_queue_size),
     key!(QEMU, "virtio_fs_extra_args", qemu.virtio_fs_extra_args, Value::texts),
-    key!(QEMU, "msize_9p", qemu.msize_9p, |value| value.number("bytes", 4096, 1 << 24)),
+    key!(QEMU, "msize_9p", qemu.msize_9p, |value| value.number(
+        "bytes",
+        4096,
+        1 << 24
+    )),
     key!(QEMU, "entropy_source", qemu.entropy_source, Value::path),
     key!(QEMU, "seccompsandbox", qemu.seccompsandbox, Value::text),
     key!(QEMU, "enable_debug", qemu.enable_debug, Value::boolean),
@@ -73,12 +89,22 @@ pub(crate) const KEYS: &[Key] = &[
     key!(AGENT, "enable_debug", agent.enable_debug, Value::boolean),
     key!(AGENT, "dial_timeout", agent.dial_timeout, Value::seconds),
     key!(RUNTIME, "enable_debug", runtime.enable_debug, Value::boolean),
-    key!(RUNTIME, "disable_guest_seccomp", runtime.disable_guest_seccomp, Value::boolean),
+    key!(
+        RUNTIME,
+        "disable_guest_seccomp",
+        runtime.disable_guest_seccomp,
+        Value::boolean
+    ),
     key!(RUNTIME, "experimental", runtime.experimental, Value::texts),
-    key!(RUNTIME, "create_container_timeout", runtime.create_container_timeout, Value::seconds),
+    key!(
+        RUNTIME,
+        "create_container_timeout",
+        runtime.create_container_timeout,
+        Value::seconds
+    ),
 ];
 
-fn show_words(words: &Vec<String>) -> Option<Value> {
+fn show_words(words: &[String]) -> Option<Value> {
     Some(Value::from(words.join(" ").as_str()))
 }
 

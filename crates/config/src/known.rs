@@ -222,7 +222,10 @@ pub(crate) fn default_of(section: &str, name: &str) -> Option<&'static str> {
 
 /// A key of the section that differs from `name` by two letters at most.
 pub(crate) fn similar(section: &str, name: &str) -> Option<&'static str> {
-    let used = key::KEYS.iter().filter(|key| key.section == section).map(|key| key.name);
+    let used = key::KEYS
+        .iter()
+        .filter(|key| key.section == section)
+        .map(|key| key.name);
     used.chain(keys_of(section).iter().map(|(key, _)| *key))
         .map(|key| (distance(key, name), key))
         .min()

@@ -33,7 +33,9 @@ impl Config {
     /// # Errors
     /// As [`load`](Self::load).
     pub fn find(explicit: Option<&Path>) -> Result<(Self, Vec<Warning>), ConfigError> {
-        let env = std::env::var_os(ENVIRONMENT).filter(|path| !path.is_empty()).map(PathBuf::from);
+        let env = std::env::var_os(ENVIRONMENT)
+            .filter(|path| !path.is_empty())
+            .map(PathBuf::from);
         Self::load(explicit, env.as_deref(), &search_paths())
     }
 
@@ -65,10 +67,9 @@ impl Config {
     fn add(&mut self, path: &Path, text: &str, warnings: &mut Vec<Warning>) -> Result<(), ConfigError> {
         for item in file::parse(path, text)? {
             match item {
-                Item::Section { name, place } => warnings.extend(odd_section(name).map(|oddity| Warning {
-                    place,
-                    oddity,
-                })),
+                Item::Section { name, place } => {
+                    warnings.extend(odd_section(name).map(|oddity| Warning { place, oddity }))
+                }
                 Item::Entry(entry) => match key::find(&entry.section, &entry.key) {
                     Some(Key { set, .. }) => set(self, &entry.value).map_err(|allowed| ConfigError::Value {
                         place: entry.place,
@@ -159,7 +160,10 @@ fn odd_key(entry: &file::Entry) -> Option<Oddity> {
         format!("{}.{}", entry.section, entry.key)
     };
     if known::section(&entry.section) != Standing::Used {
-        return entry.section.is_empty().then_some(Oddity::UnknownKey { key, similar: None });
+        return entry
+            .section
+            .is_empty()
+            .then_some(Oddity::UnknownKey { key, similar: None });
     }
     match known::default_of(&entry.section, &entry.key) {
         // What asks for nothing else than is done anyway needs no warning.

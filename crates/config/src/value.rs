@@ -81,7 +81,8 @@ impl Value {
     }
 
     pub(crate) fn seconds(&self) -> Result<Duration, Allowed> {
-        self.number("seconds", 1, 86_400).map(|seconds| Duration::from_secs(seconds.into()))
+        self.number("seconds", 1, 86_400)
+            .map(|seconds| Duration::from_secs(seconds.into()))
     }
 
     /// One of the words that `choices` pair with their meaning.

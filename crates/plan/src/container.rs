@@ -44,7 +44,7 @@ pub struct GuestContainer {
     /// The specification, every path in it a guest's path, as JSON.
     #[serde(rename = "spec", serialize_with = "as_json")]
     pub spec_json: Vec<u8>,
-    /// `struct sock_filter`s in the byte order of the host; empty for none.
+    /// `struct sock_filter`s, as the guest's kernel takes them; empty for none.
     #[serde(rename = "seccomp_instructions", serialize_with = "as_instruction_count")]
     pub seccomp_filter: Vec<u8>,
     /// `SECCOMP_FILTER_FLAG_*`
@@ -105,7 +105,9 @@ fn into_volume(fate: Fate) -> Option<VolumePlan> {
 
 fn network_note(spec: &Spec) -> Option<String> {
     let namespaces = spec.linux().as_ref()?.namespaces().iter().flatten();
-    let own = namespaces.into_iter().find(|namespace| namespace.typ() == LinuxNamespaceType::Network);
+    let own = namespaces
+        .into_iter()
+        .find(|namespace| namespace.typ() == LinuxNamespaceType::Network);
     match own {
         None => Some("network: the host's is asked for; the container gets the guest's loopback only".into()),
         Some(namespace) => namespace.path().as_ref().map(|path| {

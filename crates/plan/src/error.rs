@@ -79,7 +79,10 @@ pub enum PlanError {
         least_mib: u64,
     },
     /// virtio-fs is configured, but its daemon is not there.
-    #[error("shared_fs is \"virtio-fs\", but no daemon was found; looked for {}", join(candidates))]
+    #[error(
+        "shared_fs is \"virtio-fs\", but no daemon was found; looked for {}",
+        join(candidates)
+    )]
     NoVirtioFsDaemon {
         /// Where it was looked for.
         candidates: Vec<PathBuf>,

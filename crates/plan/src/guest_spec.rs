@@ -6,7 +6,9 @@
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
 
-use kata_bundle::oci::{Hooks, Linux, LinuxBlockIo, LinuxNamespace, LinuxNamespaceType, LinuxResources, Mount, Process, Root, Spec};
+use kata_bundle::oci::{
+    Hooks, Linux, LinuxBlockIo, LinuxNamespace, LinuxNamespaceType, LinuxResources, Mount, Process, Root, Spec,
+};
 use kata_wire::names::{ROOTFS_DIR, SHARE_MOUNT};
 
 use crate::PlanError;
@@ -35,7 +37,12 @@ pub(crate) fn rewrite(id: &str, spec: &Spec, fates: &[Fate]) -> Result<Spec, Pla
         .set_hooks(start_hooks(spec))
         // They speak of the host, and nobody in the guest reads them.
         .set_annotations(None)
-        .set_linux(spec.linux().as_ref().map(|linux| rewrite_linux(id, linux)).transpose()?);
+        .set_linux(
+            spec.linux()
+                .as_ref()
+                .map(|linux| rewrite_linux(id, linux))
+                .transpose()?,
+        );
     Ok(guest)
 }
 
@@ -66,14 +73,23 @@ pub(crate) fn notes(spec: &Spec) -> Vec<String> {
         .sum()
     });
     if host_hooks > 0 {
-        notes.push(format!("hooks: {host_hooks} that would run on the host are not run yet"));
+        notes.push(format!(
+            "hooks: {host_hooks} that would run on the host are not run yet"
+        ));
     }
     let linux = spec.linux().as_ref();
-    for namespace in linux.and_then(|linux| linux.namespaces().as_deref()).unwrap_or_default() {
+    for namespace in linux
+        .and_then(|linux| linux.namespaces().as_deref())
+        .unwrap_or_default()
+    {
         if let Some(path) = namespace.path()
             && namespace.typ() != LinuxNamespaceType::Network
         {
-            notes.push(format!("namespaces: a new {} one instead of {}", namespace.typ(), path.display()));
+            notes.push(format!(
+                "namespaces: a new {} one instead of {}",
+                namespace.typ(),
+                path.display()
+            ));
         }
     }
     let resources = linux.and_then(|linux| linux.resources().as_ref());
@@ -101,7 +117,9 @@ pub(crate) fn process_to_json(process: &Process) -> Result<Vec<u8>, serde_json::
 
 /// They come out of hash sets.
 fn sort_capabilities(process: &mut serde_json::Value) {
-    let sets = process.get_mut("capabilities").and_then(serde_json::Value::as_object_mut);
+    let sets = process
+        .get_mut("capabilities")
+        .and_then(serde_json::Value::as_object_mut);
     for set in sets.into_iter().flat_map(|sets| sets.values_mut()) {
         if let Some(names) = set.as_array_mut() {
             names.sort_by(|one, other| one.as_str().cmp(&other.as_str()));
@@ -126,7 +144,10 @@ fn rewrite_mount(mount: &Mount, fate: &Fate) -> Mount {
             options.retain(|option| !option.starts_with("size=") && !option.starts_with("mode="));
             options.extend(["mode=1777".into(), format!("size={bytes}")]);
         }
-        Fate::OfTheGuest => become_bind(&mut guest, &mut options),
+        Fate::OfTheGuest { source } => {
+            guest.set_source(Some(source.clone()));
+            become_bind(&mut guest, &mut options);
+        }
         Fate::Volume(volume) => {
             guest.set_source(Some(PathBuf::from(&volume.guest_path)));
             become_bind(&mut guest, &mut options);

@@ -50,7 +50,11 @@ pub fn pod(id: &str, bundle: &Bundle, config: &Config, facts: &Facts) -> Result<
     let (channel, channel_note) = channel(config, facts)?;
     let notes = vec![
         format!("accelerator: {} ({})", facts.accelerator, facts.accelerator_reason),
-        format!("guest: kernel {}, initrd {}", facts.kernel.display(), facts.initrd.display()),
+        format!(
+            "guest: kernel {}, initrd {}",
+            facts.kernel.display(),
+            facts.initrd.display()
+        ),
         size.note,
         share_note,
         channel_note,

@@ -30,14 +30,21 @@ impl Printout<'_> {
 
 impl fmt::Display for Printout<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { pod, container, command_line } = self;
+        let Self {
+            pod,
+            container,
+            command_line,
+        } = self;
         writeln!(f, "pod {}", pod.id)?;
         for note in &pod.notes {
             writeln!(f, "  {note}")?;
         }
         if let SharePlan::VirtioFs { daemon, arguments, .. } = &pod.share {
             writeln!(f, "  file server:")?;
-            write_command(f, std::iter::once(daemon.display().to_string()).chain(arguments.iter().cloned()))?;
+            write_command(
+                f,
+                std::iter::once(daemon.display().to_string()).chain(arguments.iter().cloned()),
+            )?;
         }
         writeln!(f, "  machine:")?;
         write_command(f, command_line.iter().cloned())?;
@@ -47,7 +54,12 @@ impl fmt::Display for Printout<'_> {
         }
         let access = |read_only| if read_only { "read-only" } else { "writable" };
         let rootfs = &container.rootfs;
-        writeln!(f, "  root file system: {} ({})", rootfs.source.display(), access(rootfs.read_only))?;
+        writeln!(
+            f,
+            "  root file system: {} ({})",
+            rootfs.source.display(),
+            access(rootfs.read_only)
+        )?;
         for volume in &container.volumes {
             let (source, destination) = (volume.source.display(), volume.destination.display());
             writeln!(f, "  volume: {source} at {destination} ({})", access(volume.read_only))?;

@@ -53,7 +53,12 @@ pub(crate) fn compile(wanted: &LinuxSeccomp) -> Result<Filter, PlanError> {
     let mut context = ScmpFilterContext::new(default).map_err(failed("start a filter"))?;
     // A tree instead of a list: under TCG the kernel's walk through the program at its installation is felt.
     context.set_ctl_optimize(2).map_err(failed("choose a search tree"))?;
-    for arch in wanted.architectures().iter().flatten().filter_map(|arch| foreign_arch(*arch)) {
+    for arch in wanted
+        .architectures()
+        .iter()
+        .flatten()
+        .filter_map(|arch| foreign_arch(*arch))
+    {
         context.add_arch(arch).map_err(failed("add an architecture"))?;
     }
     for syscall in wanted.syscalls().iter().flatten() {
@@ -68,7 +73,9 @@ pub(crate) fn compile(wanted: &LinuxSeccomp) -> Result<Filter, PlanError> {
     instructions.extend(export(&context)?);
     let count = instructions.len() / INSTRUCTION_BYTES;
     if count > INSTRUCTION_LIMIT {
-        return Err(wrong(format!("the filter has {count} instructions, the kernel takes {INSTRUCTION_LIMIT}")));
+        return Err(wrong(format!(
+            "the filter has {count} instructions, the kernel takes {INSTRUCTION_LIMIT}"
+        )));
     }
     Ok(Filter {
         instructions,
@@ -122,7 +129,11 @@ fn conditions(rule: &LinuxSyscall) -> Result<Vec<ScmpArgCompare>, PlanError> {
     arguments
         .map(|argument| match u32::try_from(argument.index()) {
             Ok(index @ 0..=5) => Ok(compare(index, argument)),
-            _ => Err(wrong(format!("a rule for {} asks for argument {}", rule.names().join(", "), argument.index()))),
+            _ => Err(wrong(format!(
+                "a rule for {} asks for argument {}",
+                rule.names().join(", "),
+                argument.index()
+            ))),
         })
         .collect()
 }
@@ -136,9 +147,10 @@ fn compare(index: u32, argument: &LinuxSeccompArg) -> ScmpArgCompare {
         LinuxSeccompOperator::ScmpCmpEq => (ScmpCompareOp::Equal, value),
         LinuxSeccompOperator::ScmpCmpGe => (ScmpCompareOp::GreaterEqual, value),
         LinuxSeccompOperator::ScmpCmpGt => (ScmpCompareOp::Greater, value),
-        LinuxSeccompOperator::ScmpCmpMaskedEq => {
-            (ScmpCompareOp::MaskedEqual(value), argument.value_two().unwrap_or_default())
-        }
+        LinuxSeccompOperator::ScmpCmpMaskedEq => (
+            ScmpCompareOp::MaskedEqual(value),
+            argument.value_two().unwrap_or_default(),
+        ),
     };
     ScmpArgCompare::new(index, operator, datum)
 }
@@ -173,7 +185,9 @@ fn denies(action: ScmpAction) -> bool {
 /// The highest number that the profile's author can have thought of.
 fn newest_known(wanted: &LinuxSeccomp) -> Option<u32> {
     let names = wanted.syscalls().iter().flatten().flat_map(LinuxSyscall::names);
-    let numbers = names.filter_map(|name| ScmpSyscall::from_name(name).ok()).map(i32::from);
+    let numbers = names
+        .filter_map(|name| ScmpSyscall::from_name(name).ok())
+        .map(i32::from);
     u32::try_from(numbers.max()?.max(FIRST_RECENT_SYSCALL)).ok()
 }
 

@@ -75,7 +75,7 @@ pub(crate) enum Fate {
     /// A bind of a whole kernel file system of the host: the guest makes its own, of this type.
     Instead(&'static str),
     /// A bind of something in `/proc`, `/sys` or `/dev`: the guest binds its own.
-    OfTheGuest,
+    OfTheGuest { source: PathBuf },
     /// The container's shared memory: memory of the guest, of this size.
     SharedMemory { bytes: u64 },
     /// Seen through the share.
@@ -89,7 +89,9 @@ pub(crate) enum Fate {
 /// [`PlanError::Unsurveyed`]
 pub(crate) fn fates(container: &str, spec: &Spec, facts: &Facts) -> Result<Vec<Fate>, PlanError> {
     let mounts = spec.mounts().iter().flatten().enumerate();
-    mounts.map(|(index, mount)| fate(container, index, mount, facts)).collect()
+    mounts
+        .map(|(index, mount)| fate(container, index, mount, facts))
+        .collect()
 }
 
 /// The sources on the host whose kind matters.
@@ -103,7 +105,9 @@ pub(crate) fn host_sources(spec: &Spec) -> impl Iterator<Item = PathBuf> {
 /// What the specification binds to `/dev/shm`.
 pub(crate) fn shm_source(spec: &Spec) -> Option<PathBuf> {
     let mut mounts = spec.mounts().iter().flatten();
-    mounts.find(|mount| is_bind(mount) && mount.destination() == Path::new(SHM)).map(source)
+    mounts
+        .find(|mount| is_bind(mount) && mount.destination() == Path::new(SHM))
+        .map(source)
 }
 
 pub(crate) fn is_bind(mount: &Mount) -> bool {
@@ -159,7 +163,9 @@ fn volume(container: &str, index: usize, mount: &Mount, facts: &Facts) -> Result
             });
         }
         // As Kata: a device of the host is the guest's device of the same name.
-        SourceKind::CharDevice | SourceKind::BlockDevice if source.starts_with("/dev") => return Ok(Fate::OfTheGuest),
+        SourceKind::CharDevice | SourceKind::BlockDevice if source.starts_with("/dev") => {
+            return Ok(Fate::OfTheGuest { source });
+        }
         kind => {
             return Err(PlanError::SourceKind {
                 source_path: source,
@@ -193,7 +199,7 @@ fn of_the_guest(mount: &Mount) -> Option<Fate> {
         return Some(Fate::Instead(kind));
     }
     let devices = DEVICE_DIRECTORIES.iter().any(|dir| source == Path::new(dir));
-    (devices || source.starts_with("/proc") || source.starts_with("/sys")).then_some(Fate::OfTheGuest)
+    (devices || source.starts_with("/proc") || source.starts_with("/sys")).then_some(Fate::OfTheGuest { source })
 }
 
 /// The source without `.` and `..`, so that its beginning says where it is.
@@ -229,7 +235,13 @@ fn plain_name(destination: &Path) -> String {
     let name = destination.file_name().unwrap_or_default().to_string_lossy();
     let plain: String = name
         .chars()
-        .map(|letter| if letter.is_ascii_alphanumeric() || "._-".contains(letter) { letter } else { '_' })
+        .map(|letter| {
+            if letter.is_ascii_alphanumeric() || "._-".contains(letter) {
+                letter
+            } else {
+                '_'
+            }
+        })
         .take(64)
         .collect();
     if plain.is_empty() { "root".into() } else { plain }

@@ -72,7 +72,7 @@ pub fn run(_: Args, _: &Globals) -> anyhow::Result<ExitCode> {
         ],
         "linux": {
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "user", "uts"],
-            "capabilities": CAPABILITIES,
+            "capabilities": CAPABILITIES.as_slice(),
             "cgroup": { "v1": true, "v2": true, "systemd": true, "systemdUser": false, "rdma": false },
             "seccomp": {
                 "enabled": true,

@@ -19,6 +19,7 @@ use crate::container::stand_in::{self, StandIn};
 
 /// What `create` and `run` are told.
 #[derive(clap::Args, Debug)]
+#[group(skip)]
 pub struct Args {
     /// Directory with config.json and the root file system
     #[arg(long, short = 'b', value_name = "DIR", default_value = ".")]

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 /// What the command line says about the process.
 #[derive(clap::Args, Debug)]
+#[group(skip)]
 pub struct Args {
     /// File with the process as JSON (the `process` object of a config.json), in place of the other flags
     #[arg(long, short = 'p', value_name = "FILE")]

@@ -39,8 +39,10 @@ fn listed(paths: &[PathBuf]) -> String {
 
 /// Where the build puts the static agent, from the directory that the programs are built into.
 const BUILT: &str = "../guest/x86_64-unknown-linux-gnu/release/kata-agent";
+/// Where an installation puts it, from the programs' directory.
+const INSTALLED: &str = "../libexec/kata-agent";
 /// Where packages put it.
-const INSTALLED: &str = "/usr/libexec/kata-agent";
+const PACKAGED: &str = "/usr/libexec/kata-agent";
 
 /// An agent, read.
 #[derive(Debug)]
@@ -65,7 +67,7 @@ pub fn find(given: Option<&Path>) -> Result<Agent, AgentError> {
 fn places() -> Vec<PathBuf> {
     let program = std::env::current_exe().unwrap_or_default();
     let beside = program.parent().unwrap_or(Path::new("/"));
-    vec![beside.join("kata-agent"), beside.join(BUILT), PathBuf::from(INSTALLED)]
+    vec![beside.join("kata-agent"), beside.join(BUILT), beside.join(INSTALLED), PathBuf::from(PACKAGED)]
 }
 
 /// A build tree may hold an agent for the host beside the one for the guest: what is unfit is passed over.

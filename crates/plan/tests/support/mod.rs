@@ -29,11 +29,18 @@ pub fn facts() -> Facts {
     }
 }
 
-/// Facts of a host where all that `bundle` binds is there: files if their name has a dot, else directories.
+/// Facts of a host where all that `bundle` binds is there: files if their name has a dot or begins with `host`, else directories.
 pub fn facts_for(bundle: &Bundle) -> Facts {
-    let kind = |path: &PathBuf| match path.to_string_lossy().contains('.') || path.starts_with("/file") {
-        true => SourceKind::File,
-        false => SourceKind::Directory,
+    let is_file = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.contains('.') || name.starts_with("host")
+    };
+    let kind = |path: &PathBuf| {
+        if is_file(path) {
+            SourceKind::File
+        } else {
+            SourceKind::Directory
+        }
     };
     Facts {
         source_kinds: bind_sources(bundle.spec())

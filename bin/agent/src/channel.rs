@@ -1,0 +1,179 @@
+//! Finds the way to the host: the virtio-serial port of the agreed name, else vsock; then waits for connections on it,
+//! one after the other.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{
+    AddressFamily, Backlog, NetlinkAddr, SockFlag, SockProtocol, SockType, VsockAddr, accept4, bind, listen, socket,
+};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::time::timeout;
+
+use kata_wire::names;
+
+use crate::descriptor::Descriptor;
+use crate::modules::Modules;
+
+const PORTS: &str = "/sys/class/virtio-ports";
+
+/// How long a port may take to appear when the machine has a console device, and when none has been seen yet.
+const PORT_LIMIT: Duration = Duration::from_secs(10);
+const DEVICE_LIMIT: Duration = Duration::from_secs(1);
+
+/// Longest event of the kernel, bytes.
+const LONGEST_EVENT: usize = 8192;
+
+/// Where connections come from.
+#[derive(Debug)]
+pub enum Channel {
+    /// A virtio-serial port: one connection at a time.
+    Port(PathBuf),
+    /// A listening vsock socket.
+    Vsock(AsyncFd<OwnedFd>),
+}
+
+impl Channel {
+    /// Finds it.
+    ///
+    /// # Errors
+    /// When there is neither.
+    pub async fn find(modules: &Modules) -> anyhow::Result<Self> {
+        if let Some(port) = find_port().await? {
+            tracing::info!(port = %port.display(), "channel found");
+            return Ok(Self::Port(port));
+        }
+        modules.load("vmw_vsock_virtio_transport")?;
+        let listener = listen_on_vsock()
+            .with_context(|| format!("no virtio-serial port {} and no vsock either", names::CHANNEL_PORT))?;
+        tracing::info!(port = names::CHANNEL_VSOCK_PORT, "listening on vsock");
+        Ok(Self::Vsock(listener))
+    }
+
+    /// Waits for the next connection. The one before must have been dropped.
+    ///
+    /// # Errors
+    /// When the channel itself has gone.
+    pub async fn accept(&self) -> io::Result<Descriptor> {
+        match self {
+            // Opening it anew also throws away what an earlier connection has left unread.
+            Self::Port(path) => wait_for_host(open_port(path)?).await,
+            Self::Vsock(listener) => loop {
+                let mut ready = listener.readable().await?;
+                let accepted = ready.try_io(|socket| {
+                    let fd = accept4(socket.as_raw_fd(), SockFlag::SOCK_CLOEXEC)?;
+                    Ok(fd)
+                });
+                if let Ok(accepted) = accepted {
+                    return Descriptor::new(accepted?);
+                }
+            },
+        }
+    }
+}
+
+fn open_port(path: &Path) -> io::Result<OwnedFd> {
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    fs::File::options().read(true).write(true).custom_flags(flags).open(path).map(OwnedFd::from)
+}
+
+/// A port whose host end nobody has opened reports a hang-up and reads as ended. Each change of that wakes whoever
+/// watches it, so this asks again only then.
+async fn wait_for_host(port: OwnedFd) -> io::Result<Descriptor> {
+    let port = Descriptor::new(port)?;
+    loop {
+        let mut ready = port.watched().ready(Interest::READABLE | Interest::WRITABLE).await?;
+        let mut state = [PollFd::new(port.as_fd(), PollFlags::POLLIN | PollFlags::POLLOUT)];
+        poll(&mut state, PollTimeout::ZERO)?;
+        let seen = state[0].revents().unwrap_or(PollFlags::empty());
+        if !seen.is_empty() && !seen.contains(PollFlags::POLLHUP) {
+            break;
+        }
+        ready.clear_ready();
+    }
+    Ok(port)
+}
+
+async fn find_port() -> anyhow::Result<Option<PathBuf>> {
+    // Listening begins before looking, so that nothing falls between.
+    let events = AsyncFd::new(kernel_events().context("listen to the kernel's events")?)?;
+    if let Ok(found) = timeout(DEVICE_LIMIT, next_port(&events)).await {
+        return found.map(Some);
+    }
+    if !has_console_device() {
+        return Ok(None);
+    }
+    match timeout(PORT_LIMIT, next_port(&events)).await {
+        Ok(found) => found.map(Some),
+        Err(_) => Ok(None),
+    }
+}
+
+async fn next_port(events: &AsyncFd<OwnedFd>) -> anyhow::Result<PathBuf> {
+    loop {
+        if let Some(port) = named_port(Path::new(PORTS), names::CHANNEL_PORT) {
+            return Ok(Path::new("/dev").join(port));
+        }
+        let mut ready = events.readable().await?;
+        let mut event = [0; LONGEST_EVENT];
+        // What the event says does not matter: it is time to look again.
+        let _ = ready.try_io(|socket| nix::unistd::read(socket.get_ref(), &mut event).map_err(io::Error::from));
+    }
+}
+
+/// The directory below `ports` whose `name` is `name`.
+fn named_port(ports: &Path, name: &str) -> Option<std::ffi::OsString> {
+    fs::read_dir(ports)
+        .ok()?
+        .flatten()
+        .find(|port| fs::read_to_string(port.path().join("name")).is_ok_and(|found| found.trim_end() == name))
+        .map(|port| port.file_name())
+}
+
+fn has_console_device() -> bool {
+    const CONSOLE: &str = "0x0003";
+    fs::read_dir("/sys/bus/virtio/devices").into_iter().flatten().flatten().any(|device| {
+        fs::read_to_string(device.path().join("device")).is_ok_and(|kind| kind.trim_end() == CONSOLE)
+    })
+}
+
+fn kernel_events() -> nix::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Netlink, SockType::Datagram, flags, SockProtocol::NetlinkKObjectUEvent)?;
+    bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 1))?;
+    Ok(socket)
+}
+
+fn listen_on_vsock() -> io::Result<AsyncFd<OwnedFd>> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Vsock, SockType::Stream, flags, None)?;
+    bind(socket.as_raw_fd(), &VsockAddr::new(libc::VMADDR_CID_ANY, names::CHANNEL_VSOCK_PORT))?;
+    listen(&socket, Backlog::new(4)?)?;
+    AsyncFd::new(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_is_found_by_its_name() {
+        let ports = std::env::temp_dir().join(format!("kata-ports-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&ports);
+        for (port, name) in [("vport1p0", "other\n"), ("vport1p1", "org.kata.agent.0\n")] {
+            fs::create_dir_all(ports.join(port)).expect("port");
+            fs::write(ports.join(port).join("name"), name).expect("name");
+        }
+        fs::create_dir_all(ports.join("vport2p0")).expect("a port without a name");
+        assert_eq!(named_port(&ports, names::CHANNEL_PORT).expect("found"), "vport1p1");
+        assert_eq!(named_port(&ports, "org.kata.agent"), None);
+        fs::remove_dir_all(ports).expect("clean up");
+    }
+}

@@ -1,0 +1,189 @@
+//! Moves the bytes of one standard stream between a process and the host, a block at a time: who reads slowly slows down
+//! who writes, and nothing is kept in between.
+//!
+//! The host may bring its stream late, lose it and bring another. Before the first one comes, a process that writes
+//! waits; after one has broken, what it writes is thrown away, or it would wait for ever for a host that has gone.
+
+use kata_wire::mux::Stream;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc;
+
+use crate::descriptor::Descriptor;
+
+/// Bytes in one block.
+const BLOCK: usize = 32 * 1024;
+
+/// The host's streams for one standard stream of a process, in the order of their coming.
+pub type Streams = mpsc::Receiver<Stream>;
+
+/// What happens at the end of the host's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AtEnd {
+    /// The process reads the end.
+    Close,
+    /// Nothing: a terminal has no end.
+    Stay,
+}
+
+/// From the process to the host, to the end; then the host reads the end too.
+pub async fn outward(mut process: Descriptor, mut streams: Streams) {
+    let Some(mut first) = streams.recv().await else { return };
+    let mut block = vec![0; BLOCK];
+    let mut host = Some(&mut first);
+    let mut replacement;
+    loop {
+        let length = tokio::select! {
+            Some(next) = streams.recv() => {
+                replacement = next;
+                host = Some(&mut replacement);
+                continue;
+            }
+            read = process.read(&mut block) => read.unwrap_or(0),
+        };
+        if length == 0 {
+            break;
+        }
+        if let Some(stream) = &mut host
+            && stream.write_all(block.get(..length).unwrap_or_default()).await.is_err()
+        {
+            host = None;
+        }
+    }
+    drop(block);
+    if let Some(stream) = host
+        && stream.shutdown().await.is_ok()
+    {
+        // Dropped before the host has closed its half, the stream would look reset to it.
+        let mut rest = [0; 64];
+        while matches!(stream.read(&mut rest).await, Ok(1..)) {}
+    }
+}
+
+/// From the host to the process.
+pub async fn inward(mut process: Descriptor, mut streams: Streams, at_end: AtEnd) {
+    let mut block = vec![0; BLOCK];
+    while let Some(mut stream) = streams.recv().await {
+        while let Ok(length @ 1..) = stream.read(&mut block).await {
+            if process.write_all(block.get(..length).unwrap_or_default()).await.is_err() {
+                // The process does not read any more; the host learns it by the reset.
+                return;
+            }
+        }
+        if at_end == AtEnd::Close {
+            return;
+        }
+    }
+}
+
+/// Throws away what a process writes that nobody wants to read.
+pub async fn nowhere(mut process: Descriptor) {
+    let mut block = vec![0; BLOCK];
+    while matches!(process.read(&mut block).await, Ok(1..)) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kata_wire::mux::{self, Opener, Side};
+    use nix::fcntl::OFlag;
+    use std::time::Duration;
+    use tokio::time::timeout;
+
+    struct Ends {
+        opener: Opener,
+        incoming: mux::Incoming,
+        _refused: mux::Incoming,
+    }
+
+    impl Ends {
+        fn new() -> Self {
+            let (a, b) = tokio::io::duplex(4096);
+            let (opener, refused) = mux::start(a, Side::Host);
+            let (_none, incoming) = mux::start(b, Side::Guest);
+            Self { opener, incoming, _refused: refused }
+        }
+
+        /// A stream seen from both sides.
+        async fn stream(&mut self) -> (Stream, Stream) {
+            let mut host = self.opener.open().await.expect("open");
+            host.write_all(b"!").await.expect("write");
+            let mut guest = self.incoming.next().await.expect("stream");
+            guest.read_u8().await.expect("read");
+            (host, guest)
+        }
+    }
+
+    fn pipe() -> (Descriptor, Descriptor) {
+        let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC).expect("pipe");
+        (Descriptor::new(reader).expect("watch"), Descriptor::new(writer).expect("watch"))
+    }
+
+    #[tokio::test]
+    async fn what_was_written_before_the_stream_came_arrives_with_its_end() {
+        let mut ends = Ends::new();
+        let (reader, mut process) = pipe();
+        let (bring, streams) = mpsc::channel(1);
+        tokio::spawn(outward(reader, streams));
+        process.write_all(b"early").await.expect("write");
+        drop(process);
+        let (mut host, guest) = ends.stream().await;
+        bring.send(guest).await.expect("bring");
+        let mut got = Vec::new();
+        host.read_to_end(&mut got).await.expect("read");
+        assert_eq!(got, b"early");
+    }
+
+    #[tokio::test]
+    async fn a_host_that_does_not_read_stops_the_process() {
+        let mut ends = Ends::new();
+        let (reader, mut process) = pipe();
+        let (bring, streams) = mpsc::channel(1);
+        tokio::spawn(outward(reader, streams));
+        let (mut host, guest) = ends.stream().await;
+        bring.send(guest).await.expect("bring");
+        let mut accepted = 0;
+        while let Ok(Ok(())) = timeout(Duration::from_millis(300), process.write_all(&[1; 4096])).await {
+            accepted += 4096;
+        }
+        assert!(accepted < 2 << 20, "{accepted} bytes were taken for a reader that never reads");
+        let mut some = vec![0; 1 << 20];
+        host.read_exact(&mut some[..accepted / 2]).await.expect("read");
+        timeout(Duration::from_secs(5), process.write_all(&[1; 4096])).await.expect("it goes on").expect("write");
+    }
+
+    #[tokio::test]
+    async fn after_a_broken_stream_the_process_goes_on_and_another_stream_can_come() {
+        let mut ends = Ends::new();
+        let (reader, mut process) = pipe();
+        let (bring, streams) = mpsc::channel(1);
+        tokio::spawn(outward(reader, streams));
+        let (host, guest) = ends.stream().await;
+        bring.send(guest).await.expect("bring");
+        drop(host);
+        let flood = timeout(Duration::from_secs(20), process.write_all(&vec![7; 4 << 20])).await;
+        flood.expect("nobody blocks").expect("write");
+        let (mut host, guest) = ends.stream().await;
+        bring.send(guest).await.expect("bring");
+        tokio::task::yield_now().await;
+        process.write_all(b"after").await.expect("write");
+        drop(process);
+        let mut got = Vec::new();
+        host.read_to_end(&mut got).await.expect("read");
+        assert!(got.ends_with(b"after"));
+    }
+
+    #[tokio::test]
+    async fn the_end_of_stdin_is_read_by_the_process() {
+        let mut ends = Ends::new();
+        let (mut process, writer) = pipe();
+        let (bring, streams) = mpsc::channel(1);
+        tokio::spawn(inward(writer, streams, AtEnd::Close));
+        let (mut host, guest) = ends.stream().await;
+        bring.send(guest).await.expect("bring");
+        host.write_all(b"question").await.expect("write");
+        host.shutdown().await.expect("half close");
+        let mut got = Vec::new();
+        process.read_to_end(&mut got).await.expect("read");
+        assert_eq!(got, b"question");
+    }
+}

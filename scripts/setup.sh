@@ -1,0 +1,126 @@
+#!/bin/bash
+# Makes a bare Debian 12 machine ready to build and run Kata; with --test also to test it. Installs from apt's and
+# cargo's registries only what is missing, so that it may be run before everything and costs nothing the second time.
+#
+#   scripts/setup.sh [--test]
+set -euo pipefail
+
+# QEMU comes from backports: Debian 12's own 7.2 cannot stand beside tools of the newer version, which machines often
+# carry, and lacks what the driver uses.
+backports_packages=(qemu-system-x86 qemu-system-data)
+packages=(
+    busybox-static  # the demonstration's root file system
+    dpkg xz-utils zstd lz4 bzip2 gzip  # take kernel packages apart
+    libseccomp-dev libcap-ng-dev  # linked into the programs and into virtiofsd
+    gcc libc6-dev make pkg-config ca-certificates
+)
+test_packages=(
+    containerd runc crun podman conmon containernetworking-plugins
+    iptables iproute2 jq hyperfine strace musl-tools procps psmisc cpio util-linux
+)
+virtiofsd_version=1.14.0
+tools=/opt/kata-tools
+backports_file=/etc/apt/sources.list.d/kata-backports.sources
+keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+
+fail() {
+    echo "setup: $*" >&2
+    exit 1
+}
+
+say() {
+    echo "setup: $*"
+}
+
+# quietly WHAT COMMAND…: shows the command's words only if it fails.
+quietly() {
+    local what=$1 log
+    shift
+    log=$(mktemp)
+    if ! "$@" >"$log" 2>&1 </dev/null; then
+        tail -n 25 "$log" >&2
+        rm -f "$log"
+        fail "cannot $what (the last lines are above)"
+    fi
+    rm -f "$log"
+}
+
+# missing PACKAGE…: prints those that are not installed.
+missing() {
+    local installed name
+    # It also fails for packages that dpkg has never heard of; those are missing all the same.
+    installed=$(dpkg-query -W -f '${db:Status-Status} ${Package}\n' "$@" 2>/dev/null || true)
+    for name in "$@"; do
+        grep -qxF "installed $name" <<<"$installed" || echo "$name"
+    done
+}
+
+have_virtiofsd() {
+    local place
+    for place in "$tools/bin" /usr/libexec /usr/lib/qemu /opt/kata/libexec; do
+        [ -x "$place/virtiofsd" ] && return
+    done
+    return 1
+}
+
+# Where apt's own sources lead for the release itself, its backports are found too: no host is named here.
+add_backports() {
+    local codename targets uri
+    # shellcheck source=/dev/null
+    codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+    [ -n "$codename" ] || fail "/etc/os-release names no VERSION_CODENAME; this script knows Debian 12"
+    backports=$codename-backports
+    targets=$(apt-get indextargets --format '$(RELEASE) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages')
+    if grep -q "^$backports main " <<<"$targets"; then
+        return
+    fi
+    uri=$(sed -n "s/^$codename main //p" <<<"$targets" | head -n 1)
+    [ -n "$uri" ] || fail "apt has no source for $codename main, from which the one for $backports could be derived"
+    {
+        echo "# Written by scripts/setup.sh of Kata, derived from the source of $codename."
+        echo "Types: deb"
+        echo "URIs: $uri"
+        echo "Suites: $backports"
+        echo "Components: main"
+        [ ! -e $keyring ] || echo "Signed-By: $keyring"
+    } >$backports_file
+    say "added $backports to apt's sources ($backports_file)"
+}
+
+install_packages() {
+    local from_backports=() others=() backports
+    mapfile -t from_backports < <(missing "${backports_packages[@]}")
+    mapfile -t others < <(missing "${packages[@]}")
+    [ ${#from_backports[@]} -gt 0 ] || [ ${#others[@]} -gt 0 ] || return 0
+    [ "$(id -u)" = 0 ] || fail "must be run as root: it has to install ${from_backports[*]} ${others[*]}"
+    add_backports
+    quietly "update apt's package lists" apt-get update -q
+    local install=(apt-get install -y -q --no-install-recommends -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0)
+    export DEBIAN_FRONTEND=noninteractive
+    if [ ${#from_backports[@]} -gt 0 ]; then
+        say "installing ${from_backports[*]} from $backports"
+        quietly "install ${from_backports[*]}" "${install[@]}" -t "$backports" "${from_backports[@]}"
+    fi
+    if [ ${#others[@]} -gt 0 ]; then
+        say "installing ${others[*]}"
+        quietly "install ${others[*]}" "${install[@]}" "${others[@]}"
+    fi
+}
+
+install_virtiofsd() {
+    have_virtiofsd && return
+    [ -w "$(dirname $tools)" ] || fail "must be run as root: it has to install virtiofsd into $tools"
+    say "building virtiofsd $virtiofsd_version into $tools (some minutes)"
+    quietly "build virtiofsd" cargo install virtiofsd --version $virtiofsd_version --locked --root $tools
+}
+
+case "${1:-}" in
+'') ;;
+--test) packages+=("${test_packages[@]}") ;;
+*) fail "unknown argument $1; usage: scripts/setup.sh [--test]" ;;
+esac
+[ "$(uname -sm)" = "Linux x86_64" ] || fail "this is $(uname -sm); only Linux on x86_64 is supported"
+command -v apt-get >/dev/null && command -v dpkg-query >/dev/null || fail "no apt here; this script knows Debian 12"
+command -v cargo >/dev/null || fail "no cargo in PATH; install Rust 1.95 or newer (Debian 12's own is too old)"
+install_packages
+install_virtiofsd
