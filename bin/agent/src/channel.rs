@@ -11,15 +11,16 @@ use std::time::Duration;
 use anyhow::Context;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, Backlog, NetlinkAddr, SockFlag, SockProtocol, SockType, VsockAddr, accept4, bind, listen, socket,
+    AddressFamily, Backlog, NetlinkAddr, SockFlag, SockProtocol, SockType, VsockAddr, bind, listen, socket,
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
 
+use kata_sys::listener;
 use kata_wire::names;
 
-use crate::descriptor::Descriptor;
+use crate::descriptor::{Descriptor, watch};
 use crate::modules::Modules;
 
 const PORTS: &str = "/sys/class/virtio-ports";
@@ -65,13 +66,9 @@ impl Channel {
         match self {
             // Opening it anew also throws away what an earlier connection has left unread.
             Self::Port(path) => wait_for_host(open_port(path)?).await,
-            Self::Vsock(listener) => loop {
-                let mut ready = listener.readable().await?;
-                let accepted = ready.try_io(|socket| {
-                    let fd = accept4(socket.as_raw_fd(), SockFlag::SOCK_CLOEXEC)?;
-                    Ok(fd)
-                });
-                if let Ok(accepted) = accepted {
+            Self::Vsock(socket) => loop {
+                let mut ready = socket.readable().await?;
+                if let Ok(accepted) = ready.try_io(|socket| listener::accept(socket.as_fd())) {
                     return Descriptor::new(accepted?);
                 }
             },
@@ -81,7 +78,12 @@ impl Channel {
 
 fn open_port(path: &Path) -> io::Result<OwnedFd> {
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
-    fs::File::options().read(true).write(true).custom_flags(flags).open(path).map(OwnedFd::from)
+    fs::File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(flags)
+        .open(path)
+        .map(OwnedFd::from)
 }
 
 /// A port whose host end nobody has opened reports a hang-up and reads as ended. Each change of that wakes whoever
@@ -103,7 +105,7 @@ async fn wait_for_host(port: OwnedFd) -> io::Result<Descriptor> {
 
 async fn find_port() -> anyhow::Result<Option<PathBuf>> {
     // Listening begins before looking, so that nothing falls between.
-    let events = AsyncFd::new(kernel_events().context("listen to the kernel's events")?)?;
+    let events = watch(kernel_events().context("listen to the kernel's events")?)?;
     if let Ok(found) = timeout(DEVICE_LIMIT, next_port(&events)).await {
         return found.map(Some);
     }
@@ -139,14 +141,21 @@ fn named_port(ports: &Path, name: &str) -> Option<std::ffi::OsString> {
 
 fn has_console_device() -> bool {
     const CONSOLE: &str = "0x0003";
-    fs::read_dir("/sys/bus/virtio/devices").into_iter().flatten().flatten().any(|device| {
-        fs::read_to_string(device.path().join("device")).is_ok_and(|kind| kind.trim_end() == CONSOLE)
-    })
+    fs::read_dir("/sys/bus/virtio/devices")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .any(|device| fs::read_to_string(device.path().join("device")).is_ok_and(|kind| kind.trim_end() == CONSOLE))
 }
 
 fn kernel_events() -> nix::Result<OwnedFd> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let socket = socket(AddressFamily::Netlink, SockType::Datagram, flags, SockProtocol::NetlinkKObjectUEvent)?;
+    let socket = socket(
+        AddressFamily::Netlink,
+        SockType::Datagram,
+        flags,
+        SockProtocol::NetlinkKObjectUEvent,
+    )?;
     bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 1))?;
     Ok(socket)
 }
@@ -154,9 +163,12 @@ fn kernel_events() -> nix::Result<OwnedFd> {
 fn listen_on_vsock() -> io::Result<AsyncFd<OwnedFd>> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket(AddressFamily::Vsock, SockType::Stream, flags, None)?;
-    bind(socket.as_raw_fd(), &VsockAddr::new(libc::VMADDR_CID_ANY, names::CHANNEL_VSOCK_PORT))?;
+    bind(
+        socket.as_raw_fd(),
+        &VsockAddr::new(libc::VMADDR_CID_ANY, names::CHANNEL_VSOCK_PORT),
+    )?;
     listen(&socket, Backlog::new(4)?)?;
-    AsyncFd::new(socket)
+    watch(socket)
 }
 
 #[cfg(test)]

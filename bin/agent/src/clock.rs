@@ -16,12 +16,17 @@ pub struct Boot {
 impl Boot {
     /// Now is the beginning.
     pub fn begin() -> Arc<Self> {
-        Arc::new(Self { started_usecs: since_boot_usecs(), ready_usecs: AtomicU64::new(0) })
+        Arc::new(Self {
+            started_usecs: since_boot_usecs(),
+            ready_usecs: AtomicU64::new(0),
+        })
     }
 
     /// Notes that the agent can be spoken to. Only the first time counts.
     pub fn mark_ready(&self) {
-        let _ = self.ready_usecs.compare_exchange(0, since_boot_usecs(), Ordering::Relaxed, Ordering::Relaxed);
+        let _ = self
+            .ready_usecs
+            .compare_exchange(0, since_boot_usecs(), Ordering::Relaxed, Ordering::Relaxed);
     }
 
     /// Microseconds after the guest's boot at which the agent began.
@@ -44,7 +49,9 @@ fn since_boot_usecs() -> u64 {
 
 /// Nanoseconds since 1970.
 pub fn unix_nanos() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 

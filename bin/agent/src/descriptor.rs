@@ -1,12 +1,13 @@
 //! Any pollable descriptor as an asynchronous byte stream: pipes, terminals, virtio ports, sockets.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -22,13 +23,33 @@ impl Descriptor {
     pub fn new(fd: OwnedFd) -> io::Result<Self> {
         let flags = OFlag::from_bits_truncate(fcntl(&fd, FcntlArg::F_GETFL)?);
         fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-        Ok(Self(Arc::new(AsyncFd::new(fd)?)))
+        Ok(Self(Arc::new(watch(fd)?)))
     }
 
     /// The watched descriptor itself.
     pub fn watched(&self) -> &AsyncFd<OwnedFd> {
         &self.0
     }
+}
+
+/// Watches `fd` for reading and writing.
+///
+/// # Errors
+/// When it cannot be watched.
+pub fn watch<T: AsRawFd>(fd: T) -> io::Result<AsyncFd<T>> {
+    watch_for(fd, Interest::READABLE | Interest::WRITABLE)
+}
+
+/// Watches `fd` for `interest`.
+///
+/// # Errors
+/// When it cannot be watched.
+#[expect(
+    deprecated,
+    reason = "its successor is unsafe, for types whose descriptor changes while they are watched; ours own one for life"
+)]
+pub fn watch_for<T: AsRawFd>(fd: T, interest: Interest) -> io::Result<AsyncFd<T>> {
+    AsyncFd::with_interest(fd, interest)
 }
 
 impl AsFd for Descriptor {
@@ -87,7 +108,10 @@ mod tests {
     #[tokio::test]
     async fn a_pipe_carries_more_than_it_holds_and_ends() {
         let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC).expect("pipe");
-        let (mut reader, mut writer) = (Descriptor::new(reader).expect("watch"), Descriptor::new(writer).expect("watch"));
+        let (mut reader, mut writer) = (
+            Descriptor::new(reader).expect("watch"),
+            Descriptor::new(writer).expect("watch"),
+        );
         let sent: Vec<u8> = (0..1_000_000u32).map(|i| i as u8).collect();
         let expected = sent.clone();
         tokio::spawn(async move { writer.write_all(&sent).await.expect("write") });

@@ -24,7 +24,12 @@ const FILE_SYSTEMS: &[(&str, &str, MsFlags, &str)] = &[
     ("proc", "proc", PLAIN, ""),
     ("sysfs", "sys", PLAIN, ""),
     ("devtmpfs", "dev", MsFlags::MS_NOSUID, "mode=0755"),
-    ("devpts", "dev/pts", MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC), "gid=5,mode=0620,ptmxmode=0666"),
+    (
+        "devpts",
+        "dev/pts",
+        MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC),
+        "gid=5,mode=0620,ptmxmode=0666",
+    ),
     ("tmpfs", "run", MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV), "mode=0755"),
     ("tmpfs", "tmp", MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV), "mode=1777"),
     ("cgroup2", "sys/fs/cgroup", PLAIN, ""),
@@ -54,18 +59,32 @@ pub fn prepare() -> anyhow::Result<Modules> {
 /// the directories of the initramfs are still to be seen.
 fn change_root() -> anyhow::Result<()> {
     make_directory(Path::new(NEW_ROOT))?;
-    mount(Some("root"), NEW_ROOT, Some("tmpfs"), MsFlags::empty(), Some("mode=0755"))?;
+    mount(
+        Some("root"),
+        NEW_ROOT,
+        Some("tmpfs"),
+        MsFlags::empty(),
+        Some("mode=0755"),
+    )?;
     let root = Path::new(NEW_ROOT);
     for entry in fs::read_dir("/")?.flatten() {
         let name = entry.file_name();
-        let is_ours = FILE_SYSTEMS.iter().any(|(_, directory, ..)| *directory == name.to_string_lossy());
+        let is_ours = FILE_SYSTEMS
+            .iter()
+            .any(|(_, directory, ..)| *directory == name.to_string_lossy());
         if is_ours || Path::new("/").join(&name) == root {
             continue;
         }
         let kind = entry.file_type()?;
         if kind.is_dir() {
             make_directory(&root.join(&name))?;
-            mount(Some(&entry.path()), &root.join(&name), NOTHING, MsFlags::MS_BIND, NOTHING)?;
+            mount(
+                Some(&entry.path()),
+                &root.join(&name),
+                NOTHING,
+                MsFlags::MS_BIND,
+                NOTHING,
+            )?;
         } else if kind.is_symlink() {
             symlink(fs::read_link(entry.path())?, root.join(&name))?;
         }
@@ -73,7 +92,8 @@ fn change_root() -> anyhow::Result<()> {
     for (kind, directory, flags, options) in FILE_SYSTEMS {
         let target = root.join(directory);
         make_directory(&target)?;
-        mount(Some(*kind), &target, Some(*kind), *flags, Some(*options)).with_context(|| format!("mount {directory}"))?;
+        mount(Some(*kind), &target, Some(*kind), *flags, Some(*options))
+            .with_context(|| format!("mount {directory}"))?;
     }
     chdir(NEW_ROOT)?;
     mount(Some("."), "/", NOTHING, MsFlags::MS_MOVE, NOTHING)?;

@@ -54,7 +54,12 @@ impl Subscriber for Kmsg {
         let mut line = Line(format!("<{priority}>kata-agent:"));
         event.record(&mut line);
         // One write is one line; line breaks inside would look like other lines.
-        let text: String = line.0.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST).collect();
+        let text: String = line
+            .0
+            .chars()
+            .map(|c| if c.is_control() { ' ' } else { c })
+            .take(LONGEST)
+            .collect();
         let _ = (&self.kmsg).write_all(text.as_bytes());
     }
 

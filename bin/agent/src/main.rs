@@ -17,6 +17,7 @@ mod pump;
 mod reaper;
 mod server;
 mod service;
+mod table;
 mod watch_cgroup;
 
 use std::sync::Arc;

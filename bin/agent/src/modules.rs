@@ -30,12 +30,16 @@ impl Modules {
     pub fn read(list: &str) -> Self {
         let mut modules = Self::default();
         for line in list.lines() {
-            let Some((name, files)) = line.split_once(':') else { continue };
+            let Some((name, files)) = line.split_once(':') else {
+                continue;
+            };
             let plain = normal(name.trim_start_matches('!'));
             if name.starts_with('!') {
                 modules.at_start.push(plain.clone());
             }
-            modules.files.insert(plain, files.split_whitespace().map(PathBuf::from).collect());
+            modules
+                .files
+                .insert(plain, files.split_whitespace().map(PathBuf::from).collect());
         }
         modules
     }
@@ -55,7 +59,10 @@ impl Modules {
     /// [`ModuleError`] naming the file.
     pub fn load(&self, name: &str) -> Result<(), ModuleError> {
         for path in self.files.get(&normal(name)).into_iter().flatten() {
-            let failed = |source| ModuleError { path: path.clone(), source };
+            let failed = |source| ModuleError {
+                path: path.clone(),
+                source,
+            };
             let file = File::open(path).map_err(failed)?;
             match finit_module(&file, c"", ModuleInitFlags::empty()) {
                 Ok(()) | Err(Errno::EEXIST) => {}

@@ -13,8 +13,11 @@ pub fn off() {
     nix::unistd::sync();
     // Without ACPI there is no power switch, and the kernel would stop and wait for one; but such machines end when
     // they are restarted.
-    let how =
-        if Path::new("/sys/firmware/acpi").exists() { RebootMode::RB_POWER_OFF } else { RebootMode::RB_AUTOBOOT };
+    let how = if Path::new("/sys/firmware/acpi").exists() {
+        RebootMode::RB_POWER_OFF
+    } else {
+        RebootMode::RB_AUTOBOOT
+    };
     let Err(errno) = reboot(how);
     tracing::error!("the kernel does not switch off: {errno}");
 }

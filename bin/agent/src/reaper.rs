@@ -57,7 +57,10 @@ mod tests {
     fn codes_are_those_of_a_shell() {
         let pid = Pid::from_raw(7);
         assert_eq!(exit_of(WaitStatus::Exited(pid, 3)), Some((7, 3)));
-        assert_eq!(exit_of(WaitStatus::Signaled(pid, Signal::SIGKILL, false)), Some((7, 137)));
+        assert_eq!(
+            exit_of(WaitStatus::Signaled(pid, Signal::SIGKILL, false)),
+            Some((7, 137))
+        );
         assert_eq!(exit_of(WaitStatus::Continued(pid)), None);
     }
 }

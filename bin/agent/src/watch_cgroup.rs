@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use kata_jail::cgroup::stats;
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
+
+use crate::descriptor::watch_for;
 
 /// Waits until `key` in the event file is `value`; answers whether that came within `limit`. A cgroup that has gone has
 /// neither processes nor anything frozen.
@@ -22,7 +23,7 @@ pub async fn wait(events: &Path, key: &str, value: u64, limit: Duration) -> io::
         other => other?.into(),
     };
     let mut reader = File::from(file.try_clone()?);
-    let watched = AsyncFd::with_interest(file, Interest::PRIORITY)?;
+    let watched = watch_for(file, Interest::PRIORITY)?;
     let reached = async {
         loop {
             // Reading also arms the next event, so nothing between it and the wait is lost.

@@ -64,8 +64,16 @@ fn install_hint(program: &str) -> &'static str {
 }
 
 fn said(messages: &str) -> String {
-    let lines: Vec<&str> = messages.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    if lines.is_empty() { String::new() } else { format!(": {}", lines.join("; ")) }
+    let lines: Vec<&str> = messages
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .collect();
+    if lines.is_empty() {
+        String::new()
+    } else {
+        format!(": {}", lines.join("; "))
+    }
 }
 
 /// Runs `program` with `arguments`, writes `input` to it and returns its stdout.
@@ -86,18 +94,28 @@ pub fn run<A: AsRef<OsStr>>(
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .map_err(|source| CommandError::Start { program: program.to_owned(), source })?;
+        .map_err(|source| CommandError::Start {
+            program: program.to_owned(),
+            source,
+        })?;
     let outcome = converse(&mut child, program, input, limit);
     if outcome.is_err() {
         let _ = child.kill();
     }
     // The pipes have ended or the program was killed: this does not block for long.
-    let status = child.wait().map_err(|source| CommandError::Pipe { program: program.to_owned(), source })?;
+    let status = child.wait().map_err(|source| CommandError::Pipe {
+        program: program.to_owned(),
+        source,
+    })?;
     let (stdout, stderr) = outcome?;
     if status.success() {
         return Ok(stdout);
     }
-    let words = arguments.iter().map(|argument| argument.to_string_lossy()).collect::<Vec<_>>().join(" ");
+    let words = arguments
+        .iter()
+        .map(|argument| argument.to_string_lossy())
+        .collect::<Vec<_>>()
+        .join(" ");
     Err(CommandError::Failed {
         program: format!("{program} {words}").trim_end().to_owned(),
         status,
@@ -113,7 +131,10 @@ fn converse(
     limit: Duration,
 ) -> Result<(Vec<u8>, Vec<u8>), CommandError> {
     let deadline = Instant::now() + limit;
-    let broken = |source| CommandError::Pipe { program: program.to_owned(), source };
+    let broken = |source| CommandError::Pipe {
+        program: program.to_owned(),
+        source,
+    };
     let (ended, ends) = channel();
     let (out_end, err_end) = (ended.clone(), ended);
     let mut stdout = child.stdout.take();
@@ -136,12 +157,25 @@ fn converse(
     for _ in 0..2 {
         match ends.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(()) | Err(RecvTimeoutError::Disconnected) => {}
-            Err(RecvTimeoutError::Timeout) => return Err(CommandError::Slow { program: program.to_owned(), limit }),
+            Err(RecvTimeoutError::Timeout) => {
+                return Err(CommandError::Slow {
+                    program: program.to_owned(),
+                    limit,
+                });
+            }
         }
     }
     let panicked = || std::io::Error::other("its reader ended early");
-    let stdout = out.join().map_err(|_| panicked()).and_then(|read| read).map_err(broken)?;
-    let stderr = err.join().map_err(|_| panicked()).and_then(|read| read).map_err(broken)?;
+    let stdout = out
+        .join()
+        .map_err(|_| panicked())
+        .and_then(|read| read)
+        .map_err(broken)?;
+    let stderr = err
+        .join()
+        .map_err(|_| panicked())
+        .and_then(|read| read)
+        .map_err(broken)?;
     Ok((stdout, stderr))
 }
 
@@ -169,14 +203,23 @@ mod tests {
     fn a_failure_says_what_the_tool_said() {
         let error = run("ls", &["/no/such/place"], None, LIMIT).unwrap_err();
         let message = error.to_string();
-        assert!(message.contains("ls /no/such/place") && message.contains("No such file"), "{message}");
+        assert!(
+            message.contains("ls /no/such/place") && message.contains("No such file"),
+            "{message}"
+        );
     }
 
     #[test]
     fn a_missing_tool_names_its_package() {
-        let error = CommandError::Start { program: "lz4".into(), source: std::io::ErrorKind::NotFound.into() };
+        let error = CommandError::Start {
+            program: "lz4".into(),
+            source: std::io::ErrorKind::NotFound.into(),
+        };
         assert_eq!(error.to_string(), "cannot run lz4 (package lz4)");
-        assert!(matches!(run("/no/such/tool", &[] as &[&str], None, LIMIT), Err(CommandError::Start { .. })));
+        assert!(matches!(
+            run("/no/such/tool", &[] as &[&str], None, LIMIT),
+            Err(CommandError::Start { .. })
+        ));
     }
 
     #[test]

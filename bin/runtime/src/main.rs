@@ -3,6 +3,8 @@
 //! The top is a table of contents: what was said ([`cli`]), where messages go ([`report`]), one file a verb ([`cmd`]).
 //! It refuses to hold state: every verb either asks the sandbox process of a container, or looks at the host and leaves.
 
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "tests"))]
+
 mod check;
 mod cli;
 mod cmd;

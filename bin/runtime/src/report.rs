@@ -32,7 +32,11 @@ pub fn start(globals: &Globals) -> anyhow::Result<()> {
     let builder = tracing_subscriber::fmt().event_format(format);
     let Some(path) = &globals.log else {
         let level = if globals.debug { Level::DEBUG } else { Level::WARN };
-        builder.with_max_level(level).with_writer(std::io::stderr).try_init().ok();
+        builder
+            .with_max_level(level)
+            .with_writer(std::io::stderr)
+            .try_init()
+            .ok();
         return Ok(());
     };
     let file = OpenOptions::new()
@@ -41,7 +45,11 @@ pub fn start(globals: &Globals) -> anyhow::Result<()> {
         .open(path)
         .with_context(|| format!("cannot open the log file {}", path.display()))?;
     let level = if globals.debug { Level::DEBUG } else { Level::INFO };
-    let started = builder.with_max_level(level).with_writer(Mutex::new(file)).try_init().is_ok();
+    let started = builder
+        .with_max_level(level)
+        .with_writer(Mutex::new(file))
+        .try_init()
+        .is_ok();
     LOGS_TO_FILE.store(started, Ordering::Relaxed);
     Ok(())
 }
@@ -65,13 +73,18 @@ pub fn say(message: &str) {
 /// When stdout is gone; [`is_broken_pipe`] tells the harmless case.
 pub fn print(text: &str) -> anyhow::Result<()> {
     let mut stdout = std::io::stdout().lock();
-    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("cannot write to stdout")
+    stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+        .context("cannot write to stdout")
 }
 
 /// Whether the reader of our output has left, as `head` does.
 pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
-        cause.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+        cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
             && error.to_string() == "cannot write to stdout"
     })
 }
@@ -175,7 +188,11 @@ fn civil_date(days: u64) -> (u64, u64, u64) {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let month = if month_from_march < 10 {
+        month_from_march + 3
+    } else {
+        month_from_march - 9
+    };
     let year = era * 400 + year_of_era + u64::from(month <= 2);
     (year, month, day)
 }
@@ -200,23 +217,39 @@ mod tests {
 
     #[test]
     fn a_json_line_has_the_keys_of_runc() {
-        let fields = Fields { message: "no \"such\" thing".into(), others: vec![("id", "c1".into()), ("msg", "x".into())] };
+        let fields = Fields {
+            message: "no \"such\" thing".into(),
+            others: vec![("id", "c1".into()), ("msg", "x".into())],
+        };
         let line = render(LogFormat::Json, "error", "T", fields);
         let value: Value = serde_json::from_str(&line).unwrap();
-        assert_eq!(value, serde_json::json!({"level": "error", "msg": "no \"such\" thing", "time": "T", "id": "c1"}));
+        assert_eq!(
+            value,
+            serde_json::json!({"level": "error", "msg": "no \"such\" thing", "time": "T", "id": "c1"})
+        );
         assert!(line.ends_with("}\n") && line.lines().count() == 1);
     }
 
     #[test]
     fn a_text_line_is_that_of_logrus() {
-        let fields = Fields { message: "two\nlines".into(), others: vec![] };
-        assert_eq!(render(LogFormat::Text, "error", "T", fields), "time=\"T\" level=error msg=\"two\\nlines\"\n");
+        let fields = Fields {
+            message: "two\nlines".into(),
+            others: vec![],
+        };
+        assert_eq!(
+            render(LogFormat::Text, "error", "T", fields),
+            "time=\"T\" level=error msg=\"two\\nlines\"\n"
+        );
     }
 
     #[test]
     fn only_a_reader_of_stdout_that_left_is_forgiven() {
         let broken = || std::io::Error::from(std::io::ErrorKind::BrokenPipe);
-        assert!(is_broken_pipe(&anyhow::Error::new(broken()).context("cannot write to stdout")));
-        assert!(!is_broken_pipe(&anyhow::Error::new(broken()).context("the sandbox process left")));
+        assert!(is_broken_pipe(
+            &anyhow::Error::new(broken()).context("cannot write to stdout")
+        ));
+        assert!(!is_broken_pipe(
+            &anyhow::Error::new(broken()).context("the sandbox process left")
+        ));
     }
 }

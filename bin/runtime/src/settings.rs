@@ -27,14 +27,19 @@ pub fn load(globals: &Globals) -> anyhow::Result<Config> {
 /// The guest's kernel and initramfs: the first pair that is whole, or else the one that `image build` would make.
 pub fn assets(config: &Config) -> Assets {
     let mut candidates = config.asset_candidates();
-    let whole = candidates.iter().position(|assets| assets.kernel.exists() && assets.initrd.exists());
+    let whole = candidates
+        .iter()
+        .position(|assets| assets.kernel.exists() && assets.initrd.exists());
     // There is always one, and the last is the store of `image build` unless both files are configured.
     candidates.swap_remove(whole.unwrap_or(candidates.len().saturating_sub(1)))
 }
 
 /// The virtio-fs daemon, if there is one.
 pub fn virtio_fs_daemon(config: &Config) -> Option<PathBuf> {
-    config.virtio_fs_daemon_candidates().into_iter().find(|path| path.exists())
+    config
+        .virtio_fs_daemon_candidates()
+        .into_iter()
+        .find(|path| path.exists())
 }
 
 /// How the guest will see directories of the host.

@@ -89,6 +89,9 @@ impl Sandbox {
         let stdio = HostStdio::open(&container.stdio)?;
         let facts = survey::facts(&self.config, &self.home, bundle.spec())?;
         let plan = kata_plan::container(&container.id, &bundle, &self.config, &facts)?;
+        for note in &plan.notes {
+            tracing::info!(container = plan.id, "{note}");
+        }
         self.note("survey the host and plan", began).await;
         let guest = if self.is_first(&container.id) {
             self.boot_for(&bundle, &facts, own.faults()).await?

@@ -77,7 +77,7 @@ pub fn facts(config: &Config, home: &Home, spec: &Spec) -> Result<Facts, SurveyE
                 (source, kind)
             })
             .collect::<BTreeMap<_, _>>(),
-        shm_bytes: shm_bytes(spec),
+        shm_bytes: kata_plan::shm_source(spec).and_then(|source| size_of_file_system(&source)),
     })
 }
 
@@ -164,10 +164,8 @@ fn kind_of(source: &Path) -> SourceKind {
     }
 }
 
-/// Size of the file system that the spec binds to `/dev/shm`.
-fn shm_bytes(spec: &Spec) -> Option<u64> {
-    let mounts = spec.mounts().as_deref().unwrap_or_default();
-    let mount = mounts.iter().find(|mount| mount.destination() == Path::new("/dev/shm"))?;
-    let size = nix::sys::statvfs::statvfs(mount.source().as_deref()?).ok()?;
+/// Size of the file system at `source`, bytes.
+fn size_of_file_system(source: &Path) -> Option<u64> {
+    let size = nix::sys::statvfs::statvfs(source).ok()?;
     Some(size.blocks().saturating_mul(size.fragment_size()))
 }

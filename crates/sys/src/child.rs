@@ -67,6 +67,22 @@ fn restore_signals() {
     let _ = nix::sys::signal::SigSet::empty().thread_set_mask();
 }
 
+/// Sends signal `number`, which may be a realtime one without a name (0 sends none), to a child not yet waited for.
+///
+/// # Errors
+/// `ESRCH` when it has been waited for, `EINVAL` for what is no signal; `InvalidInput` for 0, which is no pid.
+pub fn signal(pid: u32, number: i32) -> io::Result<()> {
+    let pid = libc::pid_t::try_from(pid)
+        .ok()
+        .filter(|pid| *pid > 0)
+        .ok_or(io::ErrorKind::InvalidInput)?;
+    // SAFETY: takes integers only.
+    if unsafe { libc::kill(pid, number) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
 /// Closes every descriptor above 2 except those in `keep`. For a child before it runs somebody else's code.
 ///
 /// # Errors

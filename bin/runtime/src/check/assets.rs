@@ -25,13 +25,25 @@ pub(super) struct Guest {
 pub(super) fn look(config: &Config) -> Guest {
     let assets = settings::assets(config);
     let manifest = manifest_beside(&assets.kernel);
-    let kernel = Subject { name: "guest kernel", purpose: "the guest's operating system" };
-    let initrd = Subject { name: "guest initrd", purpose: "the agent and the modules in the guest" };
+    let kernel = Subject {
+        name: "guest kernel",
+        purpose: "the guest's operating system",
+    };
+    let initrd = Subject {
+        name: "guest initrd",
+        purpose: "the agent and the modules in the guest",
+    };
     let of_kernel = manifest.as_ref().map(|manifest| &manifest.vmlinux);
     // An initramfs from elsewhere may stand beside a kernel of ours.
     let same_place = assets.kernel.parent() == assets.initrd.parent();
-    let of_initrd = manifest.as_ref().filter(|_| same_place).map(|manifest| &manifest.initrd);
-    let release = manifest.as_ref().map(|manifest| format!(" ({})", manifest.kernel.release)).unwrap_or_default();
+    let of_initrd = manifest
+        .as_ref()
+        .filter(|_| same_place)
+        .map(|manifest| &manifest.initrd);
+    let release = manifest
+        .as_ref()
+        .map(|manifest| format!(" ({})", manifest.kernel.release))
+        .unwrap_or_default();
     Guest {
         findings: vec![
             judge(&kernel, &assets.kernel, &release, of_kernel, is_kernel),
@@ -68,7 +80,9 @@ fn judge(
 }
 
 fn is_kernel(bytes: &[u8]) -> Result<(), String> {
-    Elf::parse(bytes).and_then(|elf| elf.check_pvh()).map_err(|error| error.to_string())
+    Elf::parse(bytes)
+        .and_then(|elf| elf.check_pvh())
+        .map_err(|error| error.to_string())
 }
 
 fn is_initramfs(bytes: &[u8]) -> Result<(), String> {
@@ -103,23 +117,45 @@ mod tests {
         let manifest = sample(&good, b"070701").render().unwrap();
         for (files, kernel_state, initrd_state, fragment) in [
             (vec![], State::Missing, State::Missing, "cannot read"),
-            (vec![("vmlinux", &good[..]), ("initrd.img", b"070701")], State::Ok, State::Ok, "no manifest"),
-            (vec![("vmlinux", b"MZ"), ("initrd.img", b"#!")], State::Missing, State::Missing, "not an ELF file"),
             (
-                vec![("vmlinux", &good[..]), ("initrd.img", b"070701"), ("manifest.json", &manifest)],
+                vec![("vmlinux", &good[..]), ("initrd.img", b"070701")],
+                State::Ok,
+                State::Ok,
+                "no manifest",
+            ),
+            (
+                vec![("vmlinux", b"MZ"), ("initrd.img", b"#!")],
+                State::Missing,
+                State::Missing,
+                "not an ELF file",
+            ),
+            (
+                vec![
+                    ("vmlinux", &good[..]),
+                    ("initrd.img", b"070701"),
+                    ("manifest.json", &manifest),
+                ],
                 State::Ok,
                 State::Ok,
                 "(6.1), intact",
             ),
             (
-                vec![("vmlinux", &other[..]), ("initrd.img", b"070702"), ("manifest.json", &manifest)],
+                vec![
+                    ("vmlinux", &other[..]),
+                    ("initrd.img", b"070702"),
+                    ("manifest.json", &manifest),
+                ],
                 State::Missing,
                 State::Missing,
                 "not what its manifest says",
             ),
         ] {
             let findings = look_at(&files);
-            assert_eq!((findings[0].state, findings[1].state), (kernel_state, initrd_state), "{findings:?}");
+            assert_eq!(
+                (findings[0].state, findings[1].state),
+                (kernel_state, initrd_state),
+                "{findings:?}"
+            );
             assert!(findings[0].detail.contains(fragment), "{}", findings[0].detail);
         }
     }

@@ -72,21 +72,37 @@ impl Subject {
     }
 
     fn finding(&self, state: State, detail: String, remedy: Option<String>) -> Finding {
-        Finding { name: self.name, state, detail, purpose: self.purpose, remedy }
+        Finding {
+            name: self.name,
+            state,
+            detail,
+            purpose: self.purpose,
+            remedy,
+        }
     }
 }
 
 /// Looks at everything.
 pub fn survey(globals: &Globals) -> Report {
-    let subject = Subject { name: "configuration", purpose: "how sandboxes are made" };
+    let subject = Subject {
+        name: "configuration",
+        purpose: "how sandboxes are made",
+    };
     let (config, finding) = match settings::load(globals) {
         Ok(config) => {
             let files: Vec<String> = config.files.iter().map(|file| file.display().to_string()).collect();
-            let detail = if files.is_empty() { "defaults, there is no file".to_owned() } else { files.join(", ") };
+            let detail = if files.is_empty() {
+                "defaults, there is no file".to_owned()
+            } else {
+                files.join(", ")
+            };
             (config, subject.ok(detail))
         }
         // The rest is looked at with the defaults: one wrong key should not hide everything else.
-        Err(error) => (Config::default(), subject.missing(format!("{error:#}"), "correct the line that is named")),
+        Err(error) => (
+            Config::default(),
+            subject.missing(format!("{error:#}"), "correct the line that is named"),
+        ),
     };
     let accelerator = kata_qemu::probe();
     let mut checks = vec![finding, vmm::accelerator(&accelerator)];
@@ -95,7 +111,10 @@ pub fn survey(globals: &Globals) -> Report {
     checks.push(vmm::share(&config, guest.has_9p));
     checks.push(vmm::vsock(&config));
     checks.extend(guest.findings);
-    checks.extend(host::look(globals, settings::guest_memory_mib(&config, accelerator.accelerator)));
+    checks.extend(host::look(
+        globals,
+        settings::guest_memory_mib(&config, accelerator.accelerator),
+    ));
     checks.extend(programs::look());
     Report::of(checks)
 }
@@ -108,14 +127,23 @@ impl Report {
 
     /// Whether the host passes; strictly, nothing may be degraded either.
     pub fn passes(&self, strict: bool) -> bool {
-        self.checks.iter().all(|finding| finding.state == State::Ok || (!strict && finding.state == State::Degraded))
+        self.checks
+            .iter()
+            .all(|finding| finding.state == State::Ok || (!strict && finding.state == State::Degraded))
     }
 
     /// For people: a line for each thing, and below it what is to be done.
     pub fn table(&self, verbose: bool) -> String {
         let width = self.checks.iter().map(|finding| finding.name.len()).max().unwrap_or(0);
         let mut text = String::new();
-        for Finding { name, state, detail, purpose, remedy } in &self.checks {
+        for Finding {
+            name,
+            state,
+            detail,
+            purpose,
+            remedy,
+        } in &self.checks
+        {
             let word = match state {
                 State::Ok => "ok",
                 State::Degraded => "degraded",
@@ -131,8 +159,16 @@ impl Report {
             }
         }
         let count = |state| self.checks.iter().filter(|finding| finding.state == state).count();
-        let verdict = if self.ok { "this host can run sandboxes" } else { "this host cannot run sandboxes" };
-        text.push_str(&format!("{verdict}: {} missing, {} degraded\n", count(State::Missing), count(State::Degraded)));
+        let verdict = if self.ok {
+            "this host can run sandboxes"
+        } else {
+            "this host cannot run sandboxes"
+        };
+        text.push_str(&format!(
+            "{verdict}: {} missing, {} degraded\n",
+            count(State::Missing),
+            count(State::Degraded)
+        ));
         text
     }
 }
@@ -141,7 +177,10 @@ impl Report {
 mod tests {
     use super::*;
 
-    const SUBJECT: Subject = Subject { name: "thing", purpose: "the work" };
+    const SUBJECT: Subject = Subject {
+        name: "thing",
+        purpose: "the work",
+    };
 
     #[test]
     fn only_what_is_missing_fails_unless_it_is_strict() {
@@ -154,14 +193,21 @@ mod tests {
             (vec![degraded, missing], false, false),
         ] {
             let report = Report::of(checks);
-            assert_eq!((report.passes(false), report.passes(true)), (passes, passes_strictly), "{report:?}");
+            assert_eq!(
+                (report.passes(false), report.passes(true)),
+                (passes, passes_strictly),
+                "{report:?}"
+            );
             assert_eq!(report.ok, passes);
         }
     }
 
     #[test]
     fn the_table_says_what_mends() {
-        let report = Report::of(vec![SUBJECT.ok("fine"), SUBJECT.missing("gone", "apt-get install thing")]);
+        let report = Report::of(vec![
+            SUBJECT.ok("fine"),
+            SUBJECT.missing("gone", "apt-get install thing"),
+        ]);
         let expected = "ok        thing  fine\n\
                         missing   thing  gone\n                 for: the work\n                 mend: apt-get install thing\n\
                         this host cannot run sandboxes: 1 missing, 0 degraded\n";

@@ -12,27 +12,43 @@ pub(super) fn look() -> Vec<Finding> {
     let program = std::env::current_exe().unwrap_or_default();
     let search = std::env::var_os("PATH").unwrap_or_default();
     let directories: Vec<PathBuf> = std::env::split_paths(&search).collect();
-    vec![sandbox_process(program.parent().unwrap_or(Path::new("/"))), engines(&directories)]
+    vec![
+        sandbox_process(program.parent().unwrap_or(Path::new("/"))),
+        engines(&directories),
+    ]
 }
 
 fn sandbox_process(beside: &Path) -> Finding {
-    let subject = Subject { name: "sandbox process", purpose: "owning a pod; `kata-runtime` and containerd start it" };
+    let subject = Subject {
+        name: "sandbox process",
+        purpose: "owning a pod; `kata-runtime` and containerd start it",
+    };
     let path = beside.join(SHIM);
     if is_executable(&path) {
         subject.ok(path.display().to_string())
     } else {
-        subject.missing(format!("there is no {}", path.display()), format!("install {SHIM} into {}", beside.display()))
+        subject.missing(
+            format!("there is no {}", path.display()),
+            format!("install {SHIM} into {}", beside.display()),
+        )
     }
 }
 
 /// Only told: `kata-runtime run` needs none of them.
 fn engines(directories: &[PathBuf]) -> Finding {
-    let subject = Subject { name: "engines", purpose: "driving the runtime; it also runs by hand" };
+    let subject = Subject {
+        name: "engines",
+        purpose: "driving the runtime; it also runs by hand",
+    };
     let found: Vec<&str> = ["containerd", "podman", "crio", "dockerd"]
         .into_iter()
         .filter(|name| directories.iter().any(|directory| is_executable(&directory.join(name))))
         .collect();
-    subject.ok(if found.is_empty() { "none found".to_owned() } else { found.join(", ") })
+    subject.ok(if found.is_empty() {
+        "none found".to_owned()
+    } else {
+        found.join(", ")
+    })
 }
 
 fn is_executable(path: &Path) -> bool {

@@ -19,7 +19,10 @@ const FIRMWARE: &str = "qboot.rom";
 const LIMIT: Duration = Duration::from_secs(10);
 
 pub(super) fn accelerator(choice: &AcceleratorChoice) -> Finding {
-    let subject = Subject { name: "accelerator", purpose: "executing the guest's instructions" };
+    let subject = Subject {
+        name: "accelerator",
+        purpose: "executing the guest's instructions",
+    };
     let detail = format!("{}: {}", choice.accelerator, choice.reason);
     match choice.accelerator {
         Accelerator::Kvm => subject.ok(detail),
@@ -31,7 +34,10 @@ pub(super) fn accelerator(choice: &AcceleratorChoice) -> Finding {
 }
 
 pub(super) fn vmm(config: &Config) -> Finding {
-    let subject = Subject { name: "vmm", purpose: "the virtual machines" };
+    let subject = Subject {
+        name: "vmm",
+        purpose: "the virtual machines",
+    };
     let path = &config.qemu.path;
     let install = "apt-get install --no-install-recommends qemu-system-x86 qemu-system-data";
     match kata_qemu::version(path) {
@@ -52,7 +58,10 @@ fn major(version: &str) -> Option<u32> {
 }
 
 pub(super) fn firmware(config: &Config) -> Finding {
-    let subject = Subject { name: "firmware", purpose: "starting the guest's kernel" };
+    let subject = Subject {
+        name: "firmware",
+        purpose: "starting the guest's kernel",
+    };
     if let Some(path) = &config.qemu.firmware {
         return if path.is_file() {
             subject.ok(path.display().to_string())
@@ -62,10 +71,17 @@ pub(super) fn firmware(config: &Config) -> Finding {
         };
     }
     let directories = data_directories(&config.qemu.path);
-    match directories.iter().map(|directory| directory.join(FIRMWARE)).find(|path| path.is_file()) {
+    match directories
+        .iter()
+        .map(|directory| directory.join(FIRMWARE))
+        .find(|path| path.is_file())
+    {
         Some(path) => subject.ok(path.display().to_string()),
         None => {
-            let places: Vec<String> = directories.iter().map(|directory| directory.display().to_string()).collect();
+            let places: Vec<String> = directories
+                .iter()
+                .map(|directory| directory.display().to_string())
+                .collect();
             let detail = format!("no {FIRMWARE} in {}", places.join(", "));
             subject.missing(detail, "apt-get install --no-install-recommends qemu-system-data")
         }
@@ -75,15 +91,27 @@ pub(super) fn firmware(config: &Config) -> Finding {
 /// Where this QEMU looks for firmware, as it says itself.
 fn data_directories(vmm: &Path) -> Vec<PathBuf> {
     let said = command::run(&vmm.to_string_lossy(), &["-L", "help"], None, LIMIT).unwrap_or_default();
-    let directories: Vec<PathBuf> = String::from_utf8_lossy(&said).lines().map(|line| line.trim().into()).collect();
-    if directories.is_empty() { vec!["/usr/share/qemu".into()] } else { directories }
+    let directories: Vec<PathBuf> = String::from_utf8_lossy(&said)
+        .lines()
+        .map(|line| line.trim().into())
+        .collect();
+    if directories.is_empty() {
+        vec!["/usr/share/qemu".into()]
+    } else {
+        directories
+    }
 }
 
 /// The guest's view of its root file system. `guest_has_9p` is `None` where that is not known.
 pub(super) fn share(config: &Config, guest_has_9p: Option<bool>) -> Finding {
-    let subject = Subject { name: "share", purpose: "the containers' root file systems in the guest" };
+    let subject = Subject {
+        name: "share",
+        purpose: "the containers' root file systems in the guest",
+    };
     let daemon = settings::virtio_fs_daemon(config);
-    let usable = daemon.as_ref().map(|path| version_of(path).map(|version| format!("{} {version}", path.display())));
+    let usable = daemon
+        .as_ref()
+        .map(|path| version_of(path).map(|version| format!("{} {version}", path.display())));
     let kind = settings::shared_fs(config);
     decide_share(&subject, config.qemu.shared_fs, kind, usable, guest_has_9p)
 }
@@ -121,12 +149,20 @@ fn decide_share(
 fn version_of(daemon: &Path) -> Result<String, String> {
     let said = command::run(&daemon.to_string_lossy(), &["--version"], None, LIMIT);
     let said = said.map_err(|error| format!("{:#}", anyhow::Error::new(error)))?;
-    let line = String::from_utf8_lossy(&said).lines().next().unwrap_or_default().trim().to_owned();
+    let line = String::from_utf8_lossy(&said)
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .to_owned();
     Ok(line.strip_prefix("virtiofsd ").map(str::to_owned).unwrap_or(line))
 }
 
 pub(super) fn vsock(config: &Config) -> Finding {
-    let subject = Subject { name: "channel", purpose: "talking to the agent" };
+    let subject = Subject {
+        name: "channel",
+        purpose: "talking to the agent",
+    };
     let device = Path::new("/dev/vhost-vsock");
     match (config.qemu.use_vsock, device.exists()) {
         (Some(true), true) => subject.ok(format!("vsock, {} is there", device.display())),
@@ -135,7 +171,10 @@ pub(super) fn vsock(config: &Config) -> Finding {
             "modprobe vhost_vsock, or leave use_vsock out of the configuration",
         ),
         (_, true) => subject.ok(format!("serial port ({} is there too)", device.display())),
-        (_, false) => subject.ok(format!("serial port (there is no {}, and no need of it)", device.display())),
+        (_, false) => subject.ok(format!(
+            "serial port (there is no {}, and no need of it)",
+            device.display()
+        )),
     }
 }
 
@@ -146,9 +185,15 @@ mod tests {
 
     #[test]
     fn the_accelerator_is_named_with_its_reason() {
-        let choice = AcceleratorChoice { accelerator: Accelerator::Tcg, reason: "/dev/kvm is missing".into() };
+        let choice = AcceleratorChoice {
+            accelerator: Accelerator::Tcg,
+            reason: "/dev/kvm is missing".into(),
+        };
         let finding = accelerator(&choice);
-        assert_eq!((finding.state, finding.detail.as_str()), (State::Degraded, "tcg: /dev/kvm is missing"));
+        assert_eq!(
+            (finding.state, finding.detail.as_str()),
+            (State::Degraded, "tcg: /dev/kvm is missing")
+        );
     }
 
     #[test]
@@ -164,7 +209,11 @@ mod tests {
 
     #[test]
     fn versions_begin_with_a_number() {
-        for (version, expected) in [("10.0.2 (Debian 1:10.0.2+ds-2)", Some(10)), ("7.2.22", Some(7)), ("git", None)] {
+        for (version, expected) in [
+            ("10.0.2 (Debian 1:10.0.2+ds-2)", Some(10)),
+            ("7.2.22", Some(7)),
+            ("git", None),
+        ] {
             assert_eq!(major(version), expected, "{version}");
         }
     }
@@ -172,7 +221,10 @@ mod tests {
     #[test]
     fn the_share_stands_as_daemon_configuration_and_guest_allow() {
         use SharedFs::{None as Nothing, Virtio9p, VirtioFs};
-        let subject = Subject { name: "share", purpose: "" };
+        let subject = Subject {
+            name: "share",
+            purpose: "",
+        };
         let works = || Some(Ok("/v 1.14".to_owned()));
         let fails = || Some(Err("/v does not run".to_owned()));
         for (configured, kind, daemon, guest_has_9p, expected) in [

@@ -32,10 +32,17 @@ pub struct Args {
 pub fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let report = survey(globals);
     let text = if args.json {
-        format!("{}\n", serde_json::to_string_pretty(&report).context("cannot write the report as JSON")?)
+        format!(
+            "{}\n",
+            serde_json::to_string_pretty(&report).context("cannot write the report as JSON")?
+        )
     } else {
         report.table(args.verbose)
     };
     report::print(&text)?;
-    Ok(if report.passes(args.strict) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if report.passes(args.strict) {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }

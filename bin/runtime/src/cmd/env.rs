@@ -33,7 +33,10 @@ pub fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let config = settings::load(globals)?;
     let environment = gather(&config)?;
     let text = if args.json {
-        format!("{}\n", serde_json::to_string_pretty(&environment).context("cannot write it as JSON")?)
+        format!(
+            "{}\n",
+            serde_json::to_string_pretty(&environment).context("cannot write it as JSON")?
+        )
     } else {
         toml::to_string(&environment).context("cannot write it as TOML")?
     };
@@ -196,7 +199,13 @@ struct Cpu {
 }
 
 fn gather(config: &Config) -> anyhow::Result<Environment> {
-    let text = |path: &Path| path.display().to_string();
+    // A file that was named on the command line may be relative; the reader may be elsewhere.
+    let text = |path: &Path| {
+        std::path::absolute(path)
+            .unwrap_or_else(|_| path.to_owned())
+            .display()
+            .to_string()
+    };
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let program = std::env::current_exe().unwrap_or_default();
     let choice = kata_qemu::probe();
@@ -217,7 +226,13 @@ fn gather(config: &Config) -> anyhow::Result<Environment> {
             experimental: config.runtime.experimental.clone(),
             version: RuntimeVersion {
                 oci: OCI_VERSION,
-                version: Version { semver: VERSION, major: number(), minor: number(), patch: number(), commit: COMMIT },
+                version: Version {
+                    semver: VERSION,
+                    major: number(),
+                    minor: number(),
+                    patch: number(),
+                    commit: COMMIT,
+                },
             },
             config: ConfigFiles {
                 path: config.base_file().map(text).unwrap_or_default(),
@@ -229,18 +244,32 @@ fn gather(config: &Config) -> anyhow::Result<Environment> {
             path: text(&config.qemu.path),
             entropy_source: text(&config.qemu.entropy_source),
             shared_fs: settings::shared_fs(config).as_str(),
-            virtio_fs_daemon: settings::virtio_fs_daemon(config).as_deref().map(text).unwrap_or_default(),
+            virtio_fs_daemon: settings::virtio_fs_daemon(config)
+                .as_deref()
+                .map(text)
+                .unwrap_or_default(),
             msize9p: config.qemu.msize_9p,
             debug: config.qemu.enable_debug,
             use_v_sock: config.qemu.use_vsock.unwrap_or(false),
             memory_mib: settings::guest_memory_mib(config, accelerator),
             version: vmm_version.as_ref().cloned().unwrap_or_default(),
         },
-        accelerator: Executor { name: accelerator.to_string(), reason: choice.reason },
-        kernel: Kernel { path: text(&assets.kernel), parameters: config.qemu.kernel_params.join(" ") },
-        initrd: File { path: text(&assets.initrd) },
+        accelerator: Executor {
+            name: accelerator.to_string(),
+            reason: choice.reason,
+        },
+        kernel: Kernel {
+            path: text(&assets.kernel),
+            parameters: config.qemu.kernel_params.join(" "),
+        },
+        initrd: File {
+            path: text(&assets.initrd),
+        },
         image: File { path: String::new() },
-        agent: Agent { kind: "kata", debug: config.agent.enable_debug },
+        agent: Agent {
+            kind: "kata",
+            debug: config.agent.enable_debug,
+        },
         shim: Shim {
             kind: "kata-v2",
             version: VERSION,
@@ -255,21 +284,32 @@ fn gather(config: &Config) -> anyhow::Result<Environment> {
             distro: distro(&read("/etc/os-release")),
             cpu: cpu(&read("/proc/cpuinfo")),
         },
-        configuration: config.to_toml().parse().context("the configuration in force is not TOML")?,
+        configuration: config
+            .to_toml()
+            .parse()
+            .context("the configuration in force is not TOML")?,
     })
 }
 
 fn distro(os_release: &str) -> Distro {
     let field = |name: &str| {
-        let value = os_release.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        let value = os_release
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
         value.unwrap_or_default().trim().trim_matches(['"', '\'']).to_owned()
     };
-    Distro { name: field("NAME"), version: field("VERSION_ID") }
+    Distro {
+        name: field("NAME"),
+        version: field("VERSION_ID"),
+    }
 }
 
 fn cpu(cpuinfo: &str) -> Cpu {
-    let fields: Vec<(&str, &str)> =
-        cpuinfo.lines().filter_map(|line| line.split_once(':')).map(|(key, value)| (key.trim(), value.trim())).collect();
+    let fields: Vec<(&str, &str)> = cpuinfo
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .map(|(key, value)| (key.trim(), value.trim()))
+        .collect();
     let first = |name: &str| {
         let found = fields.iter().find(|(key, _)| *key == name);
         found.map(|(_, value)| (*value).to_owned()).unwrap_or_default()
@@ -288,14 +328,31 @@ mod tests {
     #[test]
     fn the_distribution_is_read() {
         let text = "PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nNAME=\"Debian GNU/Linux\"\nVERSION_ID=\"12\"\n";
-        assert_eq!(distro(text), Distro { name: "Debian GNU/Linux".into(), version: "12".into() });
-        assert_eq!(distro(""), Distro { name: String::new(), version: String::new() });
+        assert_eq!(
+            distro(text),
+            Distro {
+                name: "Debian GNU/Linux".into(),
+                version: "12".into()
+            }
+        );
+        assert_eq!(
+            distro(""),
+            Distro {
+                name: String::new(),
+                version: String::new()
+            }
+        );
     }
 
     #[test]
     fn processors_are_counted() {
-        let text = "processor\t: 0\nvendor_id\t: GenuineIntel\nmodel name\t: Xeon @ 2:5\n\nprocessor\t: 1\nvendor_id\t: X\n";
-        let expected = Cpu { vendor: "GenuineIntel".into(), model: "Xeon @ 2:5".into(), cpus: 2 };
+        let text =
+            "processor\t: 0\nvendor_id\t: GenuineIntel\nmodel name\t: Xeon @ 2:5\n\nprocessor\t: 1\nvendor_id\t: X\n";
+        let expected = Cpu {
+            vendor: "GenuineIntel".into(),
+            model: "Xeon @ 2:5".into(),
+            cpus: 2,
+        };
         assert_eq!(cpu(text), expected);
     }
 
@@ -326,6 +383,9 @@ mod tests {
             assert!(json.pointer(pointer).is_some(), "{pointer} is missing in {json:#}");
         }
         let text = toml::to_string(&environment).unwrap();
-        assert!(text.contains("[Runtime.Version.Version]") && text.parse::<toml::Table>().is_ok(), "{text}");
+        assert!(
+            text.contains("[Runtime.Version.Version]") && text.parse::<toml::Table>().is_ok(),
+            "{text}"
+        );
     }
 }

@@ -94,8 +94,12 @@ fn run_build(args: Build) -> anyhow::Result<()> {
         (None, Some(deb)) => Wanted::Deb(deb),
         (None, None) => Wanted::Package(args.kernel_package),
     };
-    let built = build(&Request { out: args.place.out.clone(), agent: args.agent, kernel })
-        .context("cannot build the guest's assets")?;
+    let built = build(&Request {
+        out: args.place.out.clone(),
+        agent: args.agent,
+        kernel,
+    })
+    .context("cannot build the guest's assets")?;
     let seconds = began.elapsed().as_secs_f64();
     let current = Store::at(&args.place.out).current();
     if args.place.json {
@@ -106,7 +110,11 @@ fn run_build(args: Build) -> anyhow::Result<()> {
         return report::print(&format!("{value:#}\n"));
     }
     let what = if built.made { "built" } else { "up to date" };
-    report::print(&format!("{}{what} in {seconds:.1} s, in use as {}\n", table(&built.set), current.display()))
+    report::print(&format!(
+        "{}{what} in {seconds:.1} s, in use as {}\n",
+        table(&built.set),
+        current.display()
+    ))
 }
 
 fn run_list(place: &Place) -> anyhow::Result<()> {
@@ -151,10 +159,20 @@ fn run_show(args: &Show) -> anyhow::Result<()> {
     };
     let set = match found {
         Ok(set) => set,
-        Err(Defect::Absent) => bail!("no such set in {}; `kata-runtime image build` makes one", args.place.out.display()),
-        Err(Defect::Broken(path)) => bail!("{} is damaged; `kata-runtime image build` makes it anew", path.display()),
+        Err(Defect::Absent) => bail!(
+            "no such set in {}; `kata-runtime image build` makes one",
+            args.place.out.display()
+        ),
+        Err(Defect::Broken(path)) => bail!(
+            "{} is damaged; `kata-runtime image build` makes it anew",
+            path.display()
+        ),
     };
-    let text = if args.place.json { format!("{:#}\n", describe(&set)) } else { table(&set) };
+    let text = if args.place.json {
+        format!("{:#}\n", describe(&set))
+    } else {
+        table(&set)
+    };
     report::print(&text)
 }
 
@@ -168,8 +186,22 @@ fn describe(set: &Set) -> serde_json::Value {
 }
 
 fn table(set: &Set) -> String {
-    let Manifest { kernel, modules, missing_modules, vmlinux, initrd, agent_sha256, .. } = &set.manifest;
-    let names = |names: Vec<&str>| if names.is_empty() { "none".to_owned() } else { names.join(" ") };
+    let Manifest {
+        kernel,
+        modules,
+        missing_modules,
+        vmlinux,
+        initrd,
+        agent_sha256,
+        ..
+    } = &set.manifest;
+    let names = |names: Vec<&str>| {
+        if names.is_empty() {
+            "none".to_owned()
+        } else {
+            names.join(" ")
+        }
+    };
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let chosen = names(modules.iter().map(|module| module.name.as_str()).collect());
     let missing = names(missing_modules.iter().map(String::as_str).collect());

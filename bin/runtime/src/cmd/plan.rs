@@ -7,9 +7,9 @@ use anyhow::Context;
 use kata_bundle::Bundle;
 use kata_config::Config;
 use kata_machine::Vmm;
+use kata_plan::Printout;
 use kata_sandbox::record::Home;
 use kata_sandbox::survey;
-use serde_json::json;
 
 use crate::cli::Globals;
 use crate::report;
@@ -20,12 +20,15 @@ pub struct Args {
     /// Directory with config.json and the root file system
     #[arg(long, short = 'b', value_name = "DIR", default_value = ".")]
     bundle: PathBuf,
+    /// Print everything, as JSON
+    #[arg(long)]
+    json: bool,
     /// Container id to plan with
     #[arg(default_value = "example")]
     id: String,
 }
 
-/// Prints the plan as JSON: the pod, the container, and the VMM's command line.
+/// Prints the plan: the pod, the container, and the VMM's command line.
 ///
 /// # Errors
 /// An unusable bundle or configuration, a host that lacks something.
@@ -42,7 +45,12 @@ pub fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let pod = kata_plan::pod(&args.id, &bundle, &config, &facts)?;
     let container = kata_plan::container(&args.id, &bundle, &config, &facts)?;
     let command_line = kata_qemu::Qemu.command_line(&pod.machine)?;
-    let plan = json!({ "pod": pod, "container": container, "vmm_command_line": command_line });
-    report::print(&format!("{}\n", serde_json::to_string_pretty(&plan)?))?;
+    let printout = Printout {
+        pod: &pod,
+        container: &container,
+        command_line: &command_line,
+    };
+    let text = if args.json { format!("{}\n", printout.to_json()?) } else { printout.to_string() };
+    report::print(&text)?;
     Ok(ExitCode::SUCCESS)
 }

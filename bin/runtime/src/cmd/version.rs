@@ -24,6 +24,8 @@ pub struct Args {}
 /// # Errors
 /// When stdout is gone.
 pub fn run(_: Args, _: &Globals) -> anyhow::Result<ExitCode> {
-    report::print(&format!("kata-runtime  : {VERSION}\n   commit   : {COMMIT}\n   OCI specs: {OCI_VERSION}\n"))?;
+    report::print(&format!(
+        "kata-runtime  : {VERSION}\n   commit   : {COMMIT}\n   OCI specs: {OCI_VERSION}\n"
+    ))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -34,7 +34,11 @@ pub enum AgentError {
 }
 
 fn listed(paths: &[PathBuf]) -> String {
-    paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+    paths
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// Where the build puts the static agent, from the directory that the programs are built into.
@@ -67,7 +71,12 @@ pub fn find(given: Option<&Path>) -> Result<Agent, AgentError> {
 fn places() -> Vec<PathBuf> {
     let program = std::env::current_exe().unwrap_or_default();
     let beside = program.parent().unwrap_or(Path::new("/"));
-    vec![beside.join("kata-agent"), beside.join(BUILT), beside.join(INSTALLED), PathBuf::from(PACKAGED)]
+    vec![
+        beside.join("kata-agent"),
+        beside.join(BUILT),
+        beside.join(INSTALLED),
+        PathBuf::from(PACKAGED),
+    ]
 }
 
 /// A build tree may hold an agent for the host beside the one for the guest: what is unfit is passed over.
@@ -84,10 +93,19 @@ fn first_fit(places: Vec<PathBuf>) -> Result<Agent, AgentError> {
 }
 
 fn read(path: &Path) -> Result<Agent, AgentError> {
-    let bytes = std::fs::read(path).map_err(|source| AgentError::Read { path: path.to_owned(), source })?;
-    let unfit = |source| AgentError::Unfit { path: path.to_owned(), source };
+    let bytes = std::fs::read(path).map_err(|source| AgentError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    let unfit = |source| AgentError::Unfit {
+        path: path.to_owned(),
+        source,
+    };
     Elf::parse(&bytes).map_err(unfit)?.check_static().map_err(unfit)?;
-    Ok(Agent { path: path.to_owned(), bytes })
+    Ok(Agent {
+        path: path.to_owned(),
+        bytes,
+    })
 }
 
 #[cfg(test)]
@@ -108,7 +126,9 @@ mod tests {
 
     #[test]
     fn where_was_looked_is_said() {
-        let message = first_fit(vec!["/none/a".into(), "/none/b".into()]).unwrap_err().to_string();
+        let message = first_fit(vec!["/none/a".into(), "/none/b".into()])
+            .unwrap_err()
+            .to_string();
         assert!(message.contains("/none/a, /none/b; give one with --agent"), "{message}");
     }
 
@@ -116,6 +136,12 @@ mod tests {
     fn a_script_is_no_agent() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "#!/bin/sh\n").unwrap();
-        assert!(matches!(find(Some(file.path())), Err(AgentError::Unfit { source: ElfError::NotElf, .. })));
+        assert!(matches!(
+            find(Some(file.path())),
+            Err(AgentError::Unfit {
+                source: ElfError::NotElf,
+                ..
+            })
+        ));
     }
 }

@@ -73,12 +73,19 @@ pub fn build(request: &Request) -> anyhow::Result<Built> {
     let manifest = Manifest {
         format: FORMAT,
         builder: VERSION.to_owned(),
-        kernel: Kernel { source, image_sha256: record.image_sha256, release: record.release },
+        kernel: Kernel {
+            source,
+            image_sha256: record.image_sha256,
+            release: record.release,
+        },
         modules: record.modules,
         missing_modules: record.missing,
         agent_sha256,
         vmlinux: record.vmlinux,
-        initrd: Asset { sha256: Digest::of(&initrd), bytes: initrd.len() as u64 },
+        initrd: Asset {
+            sha256: Digest::of(&initrd),
+            bytes: initrd.len() as u64,
+        },
     };
     store.add_set(&key, |path| -> anyhow::Result<()> {
         store::share(&ready.vmlinux, &path.join(VMLINUX))?;
@@ -97,6 +104,10 @@ pub fn build(request: &Request) -> anyhow::Result<Built> {
 fn key_of(kernel: &Identity, agent_sha256: &str) -> anyhow::Result<String> {
     let source = serde_json::to_string(&kernel.source).context("cannot describe the kernel's source")?;
     let mut key = Digest::new();
-    key.field(&FORMAT.to_string()).field(VERSION).field(&kernel.key).field(&source).field(agent_sha256);
+    key.field(&FORMAT.to_string())
+        .field(VERSION)
+        .field(&kernel.key)
+        .field(&source)
+        .field(agent_sha256);
     Ok(key.hex())
 }

@@ -87,7 +87,10 @@ impl Compression {
             (b"\x89LZO", Compression::Lzo),
             (b"\x28\xb5\x2f\xfd", Compression::Zstd),
         ];
-        MAGICS.iter().find(|(magic, _)| bytes.starts_with(magic)).map(|(_, compression)| *compression)
+        MAGICS
+            .iter()
+            .find(|(magic, _)| bytes.starts_with(magic))
+            .map(|(_, compression)| *compression)
     }
 
     /// Decompresses `bytes` with the host's tool.
@@ -128,7 +131,11 @@ const PROTOCOL_WITH_PAYLOAD: u16 = 0x0208;
 /// # Errors
 /// See [`BzImageError`].
 pub fn extract(image: &[u8]) -> Result<Vec<u8>, BzImageError> {
-    let mut kernel = if image.starts_with(b"\x7fELF") { image.to_vec() } else { decompress(payload(image)?)? };
+    let mut kernel = if image.starts_with(b"\x7fELF") {
+        image.to_vec()
+    } else {
+        decompress(payload(image)?)?
+    };
     let elf = Elf::parse(&kernel)?;
     elf.check_pvh()?;
     let extent = elf.extent()?;
@@ -147,7 +154,10 @@ pub fn release(image: &[u8]) -> Option<String> {
     } else {
         return None;
     };
-    let end = text.iter().take(MAX_RELEASE).position(|byte| !byte.is_ascii_graphic())?;
+    let end = text
+        .iter()
+        .take(MAX_RELEASE)
+        .position(|byte| !byte.is_ascii_graphic())?;
     let release = std::str::from_utf8(&text[..end]).ok()?;
     // It becomes a directory's name.
     (!release.is_empty() && !release.contains('/') && !release.starts_with('.')).then(|| release.to_owned())
@@ -170,7 +180,12 @@ fn banner(kernel: &[u8]) -> Option<&[u8]> {
 
 /// The compressed kernel, with the size that the kernel's build puts after it.
 fn payload(image: &[u8]) -> Result<&[u8], BzImageError> {
-    let u32_at = |at: usize| image.get(at..at + 4).and_then(|bytes| bytes.try_into().ok()).map(u32::from_le_bytes);
+    let u32_at = |at: usize| {
+        image
+            .get(at..at + 4)
+            .and_then(|bytes| bytes.try_into().ok())
+            .map(u32::from_le_bytes)
+    };
     if image.get(AT_MAGIC..AT_MAGIC + 4) != Some(b"HdrS") {
         return Err(BzImageError::NotKernel);
     }
@@ -178,21 +193,33 @@ fn payload(image: &[u8]) -> Result<&[u8], BzImageError> {
     if protocol < PROTOCOL_WITH_PAYLOAD {
         return Err(BzImageError::TooOld { protocol });
     }
-    let (Some(offset), Some(length), Some(&sectors)) =
-        (u32_at(AT_PAYLOAD_OFFSET), u32_at(AT_PAYLOAD_LENGTH), image.get(AT_SETUP_SECTORS))
-    else {
+    let (Some(offset), Some(length), Some(&sectors)) = (
+        u32_at(AT_PAYLOAD_OFFSET),
+        u32_at(AT_PAYLOAD_LENGTH),
+        image.get(AT_SETUP_SECTORS),
+    ) else {
         return Err(BzImageError::NotKernel);
     };
     // Zero means four, for the sake of boot loaders of the 1990s.
     let sectors = if sectors == 0 { 4 } else { usize::from(sectors) };
     let (offset, length) = ((sectors + 1) * SECTOR + offset as usize, length as usize);
-    image.get(offset..offset + length).ok_or(BzImageError::Truncated { offset, length, bytes: image.len() })
+    image.get(offset..offset + length).ok_or(BzImageError::Truncated {
+        offset,
+        length,
+        bytes: image.len(),
+    })
 }
 
 fn decompress(payload: &[u8]) -> Result<Vec<u8>, BzImageError> {
-    let begins = || payload.iter().take(6).map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ");
-    let compression =
-        Compression::of(payload).ok_or_else(|| BzImageError::UnknownCompression { begins: begins() })?;
+    let begins = || {
+        payload
+            .iter()
+            .take(6)
+            .map(|byte| format!("{byte:02x}"))
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    let compression = Compression::of(payload).ok_or_else(|| BzImageError::UnknownCompression { begins: begins() })?;
     if compression == Compression::None {
         return Ok(payload.to_vec());
     }
@@ -200,11 +227,18 @@ fn decompress(payload: &[u8]) -> Result<Vec<u8>, BzImageError> {
         return Err(BzImageError::UnknownCompression { begins: begins() });
     };
     // gzip keeps the size itself, in the same place; after the others the kernel's build has appended it.
-    let stream = if compression == Compression::Gzip { payload } else { stream };
+    let stream = if compression == Compression::Gzip {
+        payload
+    } else {
+        stream
+    };
     let kernel = compression.undo(stream)?;
     let promised = u32::from_le_bytes(*size) as usize;
     if kernel.len() != promised {
-        return Err(BzImageError::Size { got: kernel.len(), promised });
+        return Err(BzImageError::Size {
+            got: kernel.len(),
+            promised,
+        });
     }
     Ok(kernel)
 }
@@ -257,10 +291,15 @@ pub mod tests {
             ("zstd", &["-c", "-q"]),
         ];
         for (tool, flags) in tools {
-            let Some(payload) = compress(tool, flags, &with_relocations) else { continue };
+            let Some(payload) = compress(tool, flags, &with_relocations) else {
+                continue;
+            };
             assert!(extract(&image(27, &payload)).unwrap() == vmlinux, "{tool} {flags:?}");
         }
-        assert!(extract(&image(0, &vmlinux)).unwrap() == vmlinux, "uncompressed, old sector count");
+        assert!(
+            extract(&image(0, &vmlinux)).unwrap() == vmlinux,
+            "uncompressed, old sector count"
+        );
         assert!(extract(&with_relocations).unwrap() == vmlinux, "already an ELF file");
     }
 
@@ -276,10 +315,16 @@ pub mod tests {
         let cases: [(&[u8], &str); 6] = [
             (b"#!/bin/sh", "neither an ELF vmlinux nor a bzImage"),
             (&old, "boot protocol 2.07 is too old"),
-            (&image(27, b"\x11\x22\x33\x44\x55\x66\x77"), "unknown way (it begins with 11 22 33 44 55 66)"),
+            (
+                &image(27, b"\x11\x22\x33\x44\x55\x66\x77"),
+                "unknown way (it begins with 11 22 33 44 55 66)",
+            ),
             (&image(27, &wrong_size), "cannot decompress"),
             (&cut, "damaged bzImage"),
-            (&image(27, &synthetic(&[(1, b"code")], &[])), "cannot be booted directly"),
+            (
+                &image(27, &synthetic(&[(1, b"code")], &[])),
+                "cannot be booted directly",
+            ),
         ];
         for (bytes, fragment) in cases {
             let message = extract(bytes).unwrap_err().to_string();

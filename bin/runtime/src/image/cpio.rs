@@ -71,12 +71,20 @@ impl Archive {
         if let Entry::File(_, bytes) = &entry
             && u32::try_from(bytes.len()).is_err()
         {
-            return Err(CpioError::TooLarge { path: path.to_owned(), bytes: bytes.len() });
+            return Err(CpioError::TooLarge {
+                path: path.to_owned(),
+                bytes: bytes.len(),
+            });
         }
         for (end, _) in path.match_indices('/') {
-            let parent = self.entries.entry(path[..end].to_owned()).or_insert(Entry::Directory(0o755));
+            let parent = self
+                .entries
+                .entry(path[..end].to_owned())
+                .or_insert(Entry::Directory(0o755));
             if !matches!(parent, Entry::Directory(_)) {
-                return Err(CpioError::Twice { path: path[..end].to_owned() });
+                return Err(CpioError::Twice {
+                    path: path[..end].to_owned(),
+                });
             }
         }
         let is_directory = matches!(entry, Entry::Directory(_));
@@ -148,14 +156,71 @@ mod tests {
     #[test]
     fn the_bytes_are_exactly_these() {
         let expected = concat!(
-            "070701", "00000001", "000041ed", "00000000", "00000000", "00000002", "00000000", "00000000", "00000000",
-            "00000000", "00000000", "00000000", "00000004", "00000000", "dev\0", "\0\0",
-            "070701", "00000002", "00002180", "00000000", "00000000", "00000001", "00000000", "00000000", "00000000",
-            "00000000", "00000005", "00000001", "0000000c", "00000000", "dev/console\0", "\0\0",
-            "070701", "00000003", "000081ed", "00000000", "00000000", "00000001", "00000000", "00000002", "00000000",
-            "00000000", "00000000", "00000000", "00000005", "00000000", "init\0", "\0", "#!\0\0",
-            "070701", "00000000", "00000000", "00000000", "00000000", "00000001", "00000000", "00000000", "00000000",
-            "00000000", "00000000", "00000000", "0000000b", "00000000", "TRAILER!!!\0", "\0\0\0",
+            "070701",
+            "00000001",
+            "000041ed",
+            "00000000",
+            "00000000",
+            "00000002",
+            "00000000",
+            "00000000",
+            "00000000",
+            "00000000",
+            "00000000",
+            "00000000",
+            "00000004",
+            "00000000",
+            "dev\0",
+            "\0\0",
+            "070701",
+            "00000002",
+            "00002180",
+            "00000000",
+            "00000000",
+            "00000001",
+            "00000000",
+            "00000000",
+            "00000000",
+            "00000000",
+            "00000005",
+            "00000001",
+            "0000000c",
+            "00000000",
+            "dev/console\0",
+            "\0\0",
+            "070701",
+            "00000003",
+            "000081ed",
+            "00000000",
+            "00000000",
+            "00000001",
+            "00000000",
+            "00000002",
+            "00000000",
+            "00000000",
+            "00000000",
+            "00000000",
+            "00000005",
+            "00000000",
+            "init\0",
+            "\0",
+            "#!\0\0",
+            "070701",
+            "00000000",
+            "00000000",
+            "00000000",
+            "00000000",
+            "00000001",
+            "00000000",
+            "00000000",
+            "00000000",
+            "00000000",
+            "00000000",
+            "00000000",
+            "0000000b",
+            "00000000",
+            "TRAILER!!!\0",
+            "\0\0\0",
         );
         assert_eq!(String::from_utf8(sample().into_bytes()).unwrap(), expected);
     }
@@ -175,15 +240,28 @@ mod tests {
             assert_eq!(refusal, Err(CpioError::Path { path: path.into() }), "{path:?}");
         }
         let mut archive = sample();
-        assert!(matches!(archive.add("init", Entry::File(0, vec![])), Err(CpioError::Twice { .. })));
-        assert!(matches!(archive.add("init/x", Entry::File(0, vec![])), Err(CpioError::Twice { .. })));
-        assert!(matches!(archive.add("dev", Entry::File(0, vec![])), Err(CpioError::Twice { .. })));
+        assert!(matches!(
+            archive.add("init", Entry::File(0, vec![])),
+            Err(CpioError::Twice { .. })
+        ));
+        assert!(matches!(
+            archive.add("init/x", Entry::File(0, vec![])),
+            Err(CpioError::Twice { .. })
+        ));
+        assert!(matches!(
+            archive.add("dev", Entry::File(0, vec![])),
+            Err(CpioError::Twice { .. })
+        ));
     }
 
     #[test]
     fn cpio_reads_what_was_written() {
-        let Ok(listing) = crate::command::run("cpio", &["-t", "--quiet"], Some(&sample().into_bytes()), Duration::from_secs(20))
-        else {
+        let Ok(listing) = crate::command::run(
+            "cpio",
+            &["-t", "--quiet"],
+            Some(&sample().into_bytes()),
+            Duration::from_secs(20),
+        ) else {
             return; // no cpio on this host: the golden test stands alone
         };
         assert_eq!(String::from_utf8(listing).unwrap(), "dev\ndev/console\ninit\n");

@@ -48,7 +48,10 @@ impl Digest {
     /// # Errors
     /// [`DigestError`] when it cannot be read.
     pub fn of_file(path: &Path) -> Result<String, DigestError> {
-        let failed = |source| DigestError { path: path.to_owned(), source };
+        let failed = |source| DigestError {
+            path: path.to_owned(),
+            source,
+        };
         let mut file = File::open(path).map_err(failed)?;
         let mut hasher = sha2::Sha256::new();
         let mut block = vec![0; 1 << 18];

@@ -80,7 +80,11 @@ impl<'a> Elf<'a> {
     /// # Errors
     /// [`ElfError::Dynamic`], [`ElfError::Truncated`]
     pub fn check_static(&self) -> Result<(), ElfError> {
-        if self.segments()?.iter().any(|segment| segment.kind == SEGMENT_INTERPRETER) {
+        if self
+            .segments()?
+            .iter()
+            .any(|segment| segment.kind == SEGMENT_INTERPRETER)
+        {
             return Err(ElfError::Dynamic);
         }
         Ok(())
@@ -91,8 +95,14 @@ impl<'a> Elf<'a> {
     /// # Errors
     /// [`ElfError::NoPvhEntry`], [`ElfError::Truncated`]
     pub fn check_pvh(&self) -> Result<(), ElfError> {
-        for segment in self.segments()?.into_iter().filter(|segment| segment.kind == SEGMENT_NOTE) {
-            if notes(self.slice(segment.range, "a note")?)?.any(|(owner, kind)| (owner, kind) == (NOTE_OWNER, NOTE_PVH_ENTRY)) {
+        for segment in self
+            .segments()?
+            .into_iter()
+            .filter(|segment| segment.kind == SEGMENT_NOTE)
+        {
+            if notes(self.slice(segment.range, "a note")?)?
+                .any(|(owner, kind)| (owner, kind) == (NOTE_OWNER, NOTE_PVH_ENTRY))
+            {
                 return Ok(());
             }
         }
@@ -111,7 +121,11 @@ impl<'a> Elf<'a> {
         }
         let (table, _) = self.section_table()?;
         end = end.max(table.end);
-        for section in self.sections()?.into_iter().filter(|section| section.kind != SECTION_NO_BITS) {
+        for section in self
+            .sections()?
+            .into_iter()
+            .filter(|section| section.kind != SECTION_NO_BITS)
+        {
             end = end.max(section.range.end);
         }
         self.slice(0..end, "its own extent")?;
@@ -123,22 +137,29 @@ impl<'a> Elf<'a> {
     /// # Errors
     /// [`ElfError::Truncated`]
     pub fn module_info(&self) -> Result<Vec<(&'a str, &'a str)>, ElfError> {
-        let Some(range) = self.section(".modinfo")? else { return Ok(Vec::new()) };
+        let Some(range) = self.section(".modinfo")? else {
+            return Ok(Vec::new());
+        };
         let text = self.slice(range, ".modinfo")?;
-        let pairs = text.split(|byte| *byte == 0).filter_map(|pair| std::str::from_utf8(pair).ok()?.split_once('='));
+        let pairs = text
+            .split(|byte| *byte == 0)
+            .filter_map(|pair| std::str::from_utf8(pair).ok()?.split_once('='));
         Ok(pairs.collect())
     }
 
     fn section(&self, wanted: &str) -> Result<Option<Range<usize>>, ElfError> {
         let sections = self.sections()?;
         let (_, names) = self.section_table()?;
-        let Some(names) = sections.get(names) else { return Ok(None) };
+        let Some(names) = sections.get(names) else {
+            return Ok(None);
+        };
         let names = self.slice(names.range.clone(), "the section names")?;
         Ok(sections
             .into_iter()
             .find(|section| {
                 let name = names.get(section.name..).unwrap_or_default();
-                name.strip_prefix(wanted.as_bytes()).is_some_and(|rest| rest.first() == Some(&0))
+                name.strip_prefix(wanted.as_bytes())
+                    .is_some_and(|rest| rest.first() == Some(&0))
             })
             .map(|section| section.range))
     }
@@ -150,7 +171,10 @@ impl<'a> Elf<'a> {
             .map(|index| {
                 let row = self.row(start, index, usize::from(size), WHAT)?;
                 let (offset, length) = (self.place(row + 8, WHAT)?, self.place(row + 32, WHAT)?);
-                Ok(Segment { kind: self.u32(row, WHAT)?, range: span(offset, length, "a segment")? })
+                Ok(Segment {
+                    kind: self.u32(row, WHAT)?,
+                    range: span(offset, length, "a segment")?,
+                })
             })
             .collect()
     }
@@ -175,7 +199,10 @@ impl<'a> Elf<'a> {
     fn section_table(&self) -> Result<(Range<usize>, usize), ElfError> {
         const WHAT: &str = "the section header table";
         let (size, count) = (usize::from(self.u16(58, WHAT)?), usize::from(self.u16(60, WHAT)?));
-        Ok((span(self.place(40, WHAT)?, size * count, WHAT)?, usize::from(self.u16(62, WHAT)?)))
+        Ok((
+            span(self.place(40, WHAT)?, size * count, WHAT)?,
+            usize::from(self.u16(62, WHAT)?),
+        ))
     }
 
     fn row(&self, start: usize, index: usize, size: usize, what: &'static str) -> Result<usize, ElfError> {
@@ -222,7 +249,9 @@ fn notes(mut rest: &[u8]) -> Result<impl Iterator<Item = (&[u8], u32)>, ElfError
             bytes.map(u32::from_le_bytes).ok_or(ElfError::Truncated { what: WHAT })
         };
         let (owner_size, value_size, kind) = (number(0)? as usize, number(4)? as usize, number(8)?);
-        let owner = rest.get(12..12 + owner_size).ok_or(ElfError::Truncated { what: WHAT })?;
+        let owner = rest
+            .get(12..12 + owner_size)
+            .ok_or(ElfError::Truncated { what: WHAT })?;
         found.push((owner, kind));
         let next = 12 + owner_size.next_multiple_of(4) + value_size.next_multiple_of(4);
         rest = rest.get(next..).unwrap_or_default();
@@ -261,7 +290,14 @@ pub mod tests {
         out.extend_from_slice(&64u64.to_le_bytes());
         out.extend_from_slice(&((start + data.len()) as u64).to_le_bytes());
         out.resize(52, 0);
-        for half in [64u16, 56, segments.len() as u16, 64, rows.len() as u16, rows.len() as u16 - 1] {
+        for half in [
+            64u16,
+            56,
+            segments.len() as u16,
+            64,
+            rows.len() as u16,
+            rows.len() as u16 - 1,
+        ] {
             out.extend_from_slice(&half.to_le_bytes());
         }
         for (kind, offset, size) in headers {

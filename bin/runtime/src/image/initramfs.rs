@@ -8,7 +8,13 @@ use crate::image::cpio::{Archive, CpioError, Entry};
 use crate::image::modules::{self, Chosen};
 
 /// Directories that the agent mounts on before it can make any.
-const DIRECTORIES: [(&str, u32); 5] = [("dev", 0o755), ("proc", 0o555), ("run", 0o755), ("sys", 0o555), ("tmp", 0o1777)];
+const DIRECTORIES: [(&str, u32); 5] = [
+    ("dev", 0o755),
+    ("proc", 0o555),
+    ("run", 0o755),
+    ("sys", 0o555),
+    ("tmp", 0o1777),
+];
 
 /// The archive's bytes. `files` are the modules that `chosen` names, by their path there.
 ///
@@ -29,7 +35,10 @@ pub fn assemble(
     archive.add("init", Entry::File(0o755, agent))?;
     let directory = format!("lib/modules/{release}");
     let list = modules::list(chosen, &format!("/{directory}"));
-    archive.add(MODULES_LIST.trim_start_matches('/'), Entry::File(0o644, list.into_bytes()))?;
+    archive.add(
+        MODULES_LIST.trim_start_matches('/'),
+        Entry::File(0o644, list.into_bytes()),
+    )?;
     for (file, bytes) in files {
         archive.add(&format!("{directory}/{file}"), Entry::File(0o644, bytes))?;
     }
@@ -42,7 +51,11 @@ mod tests {
 
     #[test]
     fn everything_has_its_place() {
-        let chosen = [Chosen { name: "fuse".into(), at_start: true, files: vec!["kernel/fs/fuse.ko".into()] }];
+        let chosen = [Chosen {
+            name: "fuse".into(),
+            at_start: true,
+            files: vec!["kernel/fs/fuse.ko".into()],
+        }];
         let files = BTreeMap::from([("kernel/fs/fuse.ko".to_owned(), b"module".to_vec())]);
         let archive = assemble(b"agent".to_vec(), "6.1", &chosen, files).unwrap();
         let text = String::from_utf8_lossy(&archive);

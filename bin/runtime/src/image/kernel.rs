@@ -47,7 +47,11 @@ pub struct Identity {
 enum Origin {
     Package(Candidate),
     Deb(PathBuf),
-    Files { image: Vec<u8>, release: String, selection: Selection },
+    Files {
+        image: Vec<u8>,
+        release: String,
+        selection: Selection,
+    },
 }
 
 /// A kernel in the store, and what belongs to it.
@@ -87,15 +91,32 @@ impl Identity {
         let (source, origin, content) = match wanted {
             Wanted::Package(name) => {
                 let candidate = package::resolve(name, &store.apt_memory())?;
-                let Candidate { package, version, sha256 } = candidate.clone();
-                (Source::Package { package, version, sha256: sha256.clone() }, Origin::Package(candidate), sha256)
+                let Candidate {
+                    package,
+                    version,
+                    sha256,
+                } = candidate.clone();
+                (
+                    Source::Package {
+                        package,
+                        version,
+                        sha256: sha256.clone(),
+                    },
+                    Origin::Package(candidate),
+                    sha256,
+                )
             }
             Wanted::Deb(path) => {
                 let sha256 = Digest::of_file(path)?;
-                (Source::Deb { sha256: sha256.clone() }, Origin::Deb(path.clone()), sha256)
+                (
+                    Source::Deb { sha256: sha256.clone() },
+                    Origin::Deb(path.clone()),
+                    sha256,
+                )
             }
             Wanted::File(path, modules) => {
-                let image = std::fs::read(path).with_context(|| format!("cannot read the kernel {}", path.display()))?;
+                let image =
+                    std::fs::read(path).with_context(|| format!("cannot read the kernel {}", path.display()))?;
                 let sha256 = Digest::of(&image);
                 let release = bzimage::release(&image)
                     .with_context(|| format!("{} is not a Linux kernel: it names no version", path.display()))?;
@@ -108,7 +129,15 @@ impl Identity {
                 for (file, bytes) in &selection.files {
                     content.field(file).field(&Digest::of(bytes));
                 }
-                (Source::File { sha256 }, Origin::Files { image, release, selection }, content.hex())
+                (
+                    Source::File { sha256 },
+                    Origin::Files {
+                        image,
+                        release,
+                        selection,
+                    },
+                    content.hex(),
+                )
             }
         };
         let mut key = Digest::new();
@@ -116,7 +145,11 @@ impl Identity {
         for wish in WISHES {
             key.field(wish.name).field(if wish.at_start { "start" } else { "" });
         }
-        Ok(Self { source, key: key.hex(), origin })
+        Ok(Self {
+            source,
+            key: key.hex(),
+            origin,
+        })
     }
 
     /// The kernel from the store, or made and put there.
@@ -129,7 +162,11 @@ impl Identity {
             return Ok(ready);
         }
         match self.origin {
-            Origin::Files { image, release, selection } => keep(store, &self.key, &image, &release, &selection),
+            Origin::Files {
+                image,
+                release,
+                selection,
+            } => keep(store, &self.key, &image, &release, &selection),
             Origin::Deb(path) => take_apart(store, &self.key, &path),
             Origin::Package(candidate) => {
                 let place = tempfile::tempdir().context("cannot make a directory for the download")?;
@@ -146,7 +183,8 @@ fn take_apart(store: &Store, key: &str, deb: &Path) -> anyhow::Result<Ready> {
     let unpacked = package::unpack(deb, place.path())?;
     let image = std::fs::read(&unpacked.image)
         .with_context(|| format!("cannot read {} of {}", unpacked.image.display(), deb.display()))?;
-    let release = bzimage::release(&image).with_context(|| format!("the kernel in {} names no version", deb.display()))?;
+    let release =
+        bzimage::release(&image).with_context(|| format!("the kernel in {} names no version", deb.display()))?;
     let selection = Tree::scan(&unpacked.modules, &release)?.choose(&WISHES)?;
     keep(store, key, &image, &release, &selection)
 }
@@ -155,7 +193,10 @@ fn keep(store: &Store, key: &str, image: &[u8], release: &str, selection: &Selec
     let vmlinux = bzimage::extract(image)?;
     let inside = bzimage::release(&vmlinux);
     if inside.as_deref() != Some(release) {
-        bail!("the kernel calls itself {} inside and {release} outside", inside.unwrap_or_default());
+        bail!(
+            "the kernel calls itself {} inside and {release} outside",
+            inside.unwrap_or_default()
+        );
     }
     let path = store.add_kernel(key, |path| -> anyhow::Result<()> {
         let mut record = Record {

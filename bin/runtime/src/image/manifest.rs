@@ -81,7 +81,9 @@ pub struct Asset {
 impl Manifest {
     /// Reads a manifest; `None` for anything that this builder would not have written.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
-        serde_json::from_slice(bytes).ok().filter(|manifest: &Self| manifest.format == FORMAT)
+        serde_json::from_slice(bytes)
+            .ok()
+            .filter(|manifest: &Self| manifest.format == FORMAT)
     }
 
     /// The manifest as it is kept.
@@ -111,16 +113,27 @@ pub mod tests {
 
     /// A manifest whose digests are those of `vmlinux` and `initrd`.
     pub fn sample(vmlinux: &[u8], initrd: &[u8]) -> Manifest {
-        let asset = |bytes: &[u8]| Asset { sha256: crate::image::digest::Digest::of(bytes), bytes: bytes.len() as u64 };
+        let asset = |bytes: &[u8]| Asset {
+            sha256: crate::image::digest::Digest::of(bytes),
+            bytes: bytes.len() as u64,
+        };
         Manifest {
             format: FORMAT,
             builder: "0.1.0".into(),
             kernel: Kernel {
-                source: Source::Package { package: "linux-image-6.1".into(), version: "6.1-2".into(), sha256: "ab".into() },
+                source: Source::Package {
+                    package: "linux-image-6.1".into(),
+                    version: "6.1-2".into(),
+                    sha256: "ab".into(),
+                },
                 image_sha256: "cd".into(),
                 release: "6.1".into(),
             },
-            modules: vec![Chosen { name: "fuse".into(), at_start: true, files: vec!["kernel/fuse.ko".into()] }],
+            modules: vec![Chosen {
+                name: "fuse".into(),
+                at_start: true,
+                files: vec!["kernel/fuse.ko".into()],
+            }],
             missing_modules: vec!["9p".into()],
             agent_sha256: "ef".into(),
             vmlinux: asset(vmlinux),

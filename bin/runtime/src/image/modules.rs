@@ -81,20 +81,62 @@ pub struct Wish {
 /// The modules that guests use: at start what the channel needs on either bus, then what carries the share, root file
 /// systems, the network and entropy.
 pub const WISHES: [Wish; 14] = [
-    Wish { name: "virtio_pci", at_start: true },
-    Wish { name: "virtio_mmio", at_start: true },
-    Wish { name: "virtio_console", at_start: true },
-    Wish { name: "virtiofs", at_start: false },
-    Wish { name: "9p", at_start: false },
-    Wish { name: "9pnet_virtio", at_start: false },
-    Wish { name: "overlay", at_start: false },
-    Wish { name: "vmw_vsock_virtio_transport", at_start: false },
-    Wish { name: "virtio_rng", at_start: false },
-    Wish { name: "virtio_blk", at_start: false },
-    Wish { name: "virtio_net", at_start: false },
-    Wish { name: "ext4", at_start: false },
-    Wish { name: "erofs", at_start: false },
-    Wish { name: "virtio_balloon", at_start: false },
+    Wish {
+        name: "virtio_pci",
+        at_start: true,
+    },
+    Wish {
+        name: "virtio_mmio",
+        at_start: true,
+    },
+    Wish {
+        name: "virtio_console",
+        at_start: true,
+    },
+    Wish {
+        name: "virtiofs",
+        at_start: false,
+    },
+    Wish {
+        name: "9p",
+        at_start: false,
+    },
+    Wish {
+        name: "9pnet_virtio",
+        at_start: false,
+    },
+    Wish {
+        name: "overlay",
+        at_start: false,
+    },
+    Wish {
+        name: "vmw_vsock_virtio_transport",
+        at_start: false,
+    },
+    Wish {
+        name: "virtio_rng",
+        at_start: false,
+    },
+    Wish {
+        name: "virtio_blk",
+        at_start: false,
+    },
+    Wish {
+        name: "virtio_net",
+        at_start: false,
+    },
+    Wish {
+        name: "ext4",
+        at_start: false,
+    },
+    Wish {
+        name: "erofs",
+        at_start: false,
+    },
+    Wish {
+        name: "virtio_balloon",
+        at_start: false,
+    },
 ];
 
 /// A chosen module: one line of the list that the agent reads.
@@ -144,7 +186,12 @@ impl Tree {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeSet::new(),
             Err(source) => return Err(ModulesError::Read { path: list, source }),
         };
-        Ok(Self { root: root.to_owned(), release: release.to_owned(), paths, built_in })
+        Ok(Self {
+            root: root.to_owned(),
+            release: release.to_owned(),
+            paths,
+            built_in,
+        })
     }
 
     /// Chooses the wished modules.
@@ -163,8 +210,16 @@ impl Tree {
             }
             let mut order = Vec::new();
             self.visit(wish.name, &mut Vec::new(), &mut order, &mut loaded)?;
-            let files = order.iter().filter_map(|name| loaded.get(name)).map(|module| module.file.clone()).collect();
-            selection.chosen.push(Chosen { name: wish.name.to_owned(), at_start: wish.at_start, files });
+            let files = order
+                .iter()
+                .filter_map(|name| loaded.get(name))
+                .map(|module| module.file.clone())
+                .collect();
+            selection.chosen.push(Chosen {
+                name: wish.name.to_owned(),
+                at_start: wish.at_start,
+                files,
+            });
         }
         selection.files = loaded.into_values().map(|module| (module.file, module.bytes)).collect();
         Ok(selection)
@@ -182,7 +237,9 @@ impl Tree {
             return Ok(());
         }
         if above.iter().any(|module| module == name) {
-            return Err(ModulesError::Cycle { module: name.to_owned() });
+            return Err(ModulesError::Cycle {
+                module: name.to_owned(),
+            });
         }
         if !loaded.contains_key(name)
             && let Some(path) = self.paths.get(name)
@@ -196,7 +253,12 @@ impl Tree {
             });
         };
         let soft: Vec<String> = module.soft.iter().filter_map(|name| self.provider(name)).collect();
-        let hard: Vec<String> = module.needs.iter().filter(|name| !self.built_in.contains(*name)).cloned().collect();
+        let hard: Vec<String> = module
+            .needs
+            .iter()
+            .filter(|name| !self.built_in.contains(*name))
+            .cloned()
+            .collect();
         above.push(name.to_owned());
         for needed in soft.iter().chain(&hard) {
             self.visit(needed, above, order, loaded)?;
@@ -210,18 +272,29 @@ impl Tree {
     /// algorithm is in `NAME_generic`. `None` where it is built in, or missing, which a soft dependency may be.
     fn provider(&self, name: &str) -> Option<String> {
         let candidates = [name.to_owned(), format!("{name}_generic")];
-        let known = candidates.into_iter().find(|name| self.built_in.contains(name) || self.paths.contains_key(name))?;
+        let known = candidates
+            .into_iter()
+            .find(|name| self.built_in.contains(name) || self.paths.contains_key(name))?;
         (!self.built_in.contains(&known)).then_some(known)
     }
 
     fn load(&self, path: &Path) -> Result<Module, ModulesError> {
-        let raw = std::fs::read(path).map_err(|source| ModulesError::Read { path: path.to_owned(), source })?;
+        let raw = std::fs::read(path).map_err(|source| ModulesError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
         // The kernel can decompress modules only where it was built to; a guest should not spend its time on it anyway.
         let bytes = Compression::of(&raw)
             .unwrap_or(Compression::None)
             .undo(&raw)
-            .map_err(|source| ModulesError::Decompress { path: path.to_owned(), source })?;
-        let damaged = |source| ModulesError::Elf { path: path.to_owned(), source };
+            .map_err(|source| ModulesError::Decompress {
+                path: path.to_owned(),
+                source,
+            })?;
+        let damaged = |source| ModulesError::Elf {
+            path: path.to_owned(),
+            source,
+        };
         let elf = Elf::parse(&bytes).map_err(damaged)?;
         let (mut needs, mut soft) = (Vec::new(), Vec::new());
         for (key, value) in elf.module_info().map_err(damaged)? {
@@ -241,9 +314,20 @@ impl Tree {
                 _ => {}
             }
         }
-        let relative = path.strip_prefix(&self.root).unwrap_or(path).to_string_lossy().into_owned();
-        let file = relative.rfind(".ko").map_or(relative.clone(), |dot| relative[..dot + 3].to_owned());
-        Ok(Module { file, bytes, needs, soft })
+        let relative = path
+            .strip_prefix(&self.root)
+            .unwrap_or(path)
+            .to_string_lossy()
+            .into_owned();
+        let file = relative
+            .rfind(".ko")
+            .map_or(relative.clone(), |dot| relative[..dot + 3].to_owned());
+        Ok(Module {
+            file,
+            bytes,
+            needs,
+            soft,
+        })
     }
 }
 
@@ -258,7 +342,10 @@ struct Module {
 }
 
 fn collect(directory: &Path, paths: &mut BTreeMap<String, PathBuf>) -> Result<(), ModulesError> {
-    let unreadable = |source| ModulesError::Read { path: directory.to_owned(), source };
+    let unreadable = |source| ModulesError::Read {
+        path: directory.to_owned(),
+        source,
+    };
     for entry in std::fs::read_dir(directory).map_err(unreadable)? {
         let entry = entry.map_err(unreadable)?;
         let path = entry.path();
@@ -289,7 +376,10 @@ fn canonical(name: &str) -> String {
 
 /// The names after `pre:` in a soft dependency, up to `post:`.
 fn before(softdep: &str) -> impl Iterator<Item = &str> {
-    let words = softdep.split_ascii_whitespace().skip_while(|word| *word != "pre:").skip(1);
+    let words = softdep
+        .split_ascii_whitespace()
+        .skip_while(|word| *word != "pre:")
+        .skip(1);
     words.take_while(|word| !word.ends_with(':'))
 }
 
@@ -329,7 +419,13 @@ pub mod tests {
     }
 
     fn choose(root: &tempfile::TempDir, names: &[&'static str]) -> Result<Selection, ModulesError> {
-        let wishes: Vec<Wish> = names.iter().map(|name| Wish { name, at_start: *name == "console" }).collect();
+        let wishes: Vec<Wish> = names
+            .iter()
+            .map(|name| Wish {
+                name,
+                at_start: *name == "console",
+            })
+            .collect();
         Tree::scan(root.path(), "6.1").unwrap().choose(&wishes)
     }
 
@@ -340,7 +436,10 @@ pub mod tests {
                 ("kernel/a/virtio.ko", "vermagic=6.1 SMP|depends="),
                 ("kernel/a/virtio_ring.ko", "vermagic=6.1 SMP|depends=virtio"),
                 ("kernel/b/console.ko", "vermagic=6.1 SMP|depends=virtio_ring,virtio"),
-                ("kernel/b/some-rng.ko", "vermagic=6.1 SMP|depends=rng-core,virtio|softdep=pre: extra gone post: later"),
+                (
+                    "kernel/b/some-rng.ko",
+                    "vermagic=6.1 SMP|depends=rng-core,virtio|softdep=pre: extra gone post: later",
+                ),
                 ("kernel/b/extra.ko", "vermagic=6.1 SMP|depends="),
                 ("kernel/b/later.ko", "vermagic=6.1 SMP|depends="),
                 ("kernel/b/unused.ko", "damaged, but nobody wants it"),
@@ -364,9 +463,15 @@ pub mod tests {
             ("kernel/crypto/crc32c_generic.ko", "vermagic=6.1|depends="),
         ];
         let selection = choose(&tree(&files, ""), &["libcrc32c"]).unwrap();
-        assert_eq!(selection.chosen[0].files, ["kernel/crypto/crc32c_generic.ko", "kernel/lib/libcrc32c.ko"]);
+        assert_eq!(
+            selection.chosen[0].files,
+            ["kernel/crypto/crc32c_generic.ko", "kernel/lib/libcrc32c.ko"]
+        );
         let built_in = tree(&files[..1], "kernel/crypto/crc32c_generic.ko\n");
-        assert_eq!(choose(&built_in, &["libcrc32c"]).unwrap().chosen[0].files, ["kernel/lib/libcrc32c.ko"]);
+        assert_eq!(
+            choose(&built_in, &["libcrc32c"]).unwrap().chosen[0].files,
+            ["kernel/lib/libcrc32c.ko"]
+        );
     }
 
     #[test]
@@ -374,7 +479,11 @@ pub mod tests {
         let root = tempfile::tempdir().unwrap();
         std::fs::create_dir(root.path().join("kernel")).unwrap();
         let plain = module("vermagic=6.1|depends=");
-        for (tool, file) in [("xz", "kernel/x.ko.xz"), ("zstd", "kernel/z.ko.zst"), ("gzip", "kernel/g.ko.gz")] {
+        for (tool, file) in [
+            ("xz", "kernel/x.ko.xz"),
+            ("zstd", "kernel/z.ko.zst"),
+            ("gzip", "kernel/g.ko.gz"),
+        ] {
             let packed = crate::command::run(tool, &["-c"], Some(&plain), Duration::from_secs(20)).unwrap();
             std::fs::write(root.path().join(file), packed).unwrap();
         }
@@ -387,9 +496,21 @@ pub mod tests {
     #[test]
     fn broken_trees_are_refused_with_the_reason() {
         let cases: [(&[(&str, &str)], &str); 3] = [
-            (&[("kernel/a.ko", "vermagic=6.1|depends=b")], "the kernel module a needs b, which is neither"),
-            (&[("kernel/a.ko", "vermagic=6.1|depends=b"), ("kernel/b.ko", "vermagic=6.1|depends=a")], "needs itself"),
-            (&[("kernel/a.ko", "vermagic=5.10 SMP|depends=")], "is for kernel 5.10, not 6.1"),
+            (
+                &[("kernel/a.ko", "vermagic=6.1|depends=b")],
+                "the kernel module a needs b, which is neither",
+            ),
+            (
+                &[
+                    ("kernel/a.ko", "vermagic=6.1|depends=b"),
+                    ("kernel/b.ko", "vermagic=6.1|depends=a"),
+                ],
+                "needs itself",
+            ),
+            (
+                &[("kernel/a.ko", "vermagic=5.10 SMP|depends=")],
+                "is for kernel 5.10, not 6.1",
+            ),
         ];
         for (files, fragment) in cases {
             let message = choose(&tree(files, ""), &["a"]).unwrap_err().to_string();

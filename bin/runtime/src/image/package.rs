@@ -17,7 +17,9 @@ use crate::image::digest::{Digest, DigestError};
 #[derive(Debug, thiserror::Error)]
 pub enum PackageError {
     /// apt has never heard of it.
-    #[error("apt does not know the package {package}; see that apt's sources are reachable, run `apt-get update`, or give --kernel or --kernel-deb")]
+    #[error(
+        "apt does not know the package {package}; see that apt's sources are reachable, run `apt-get update`, or give --kernel or --kernel-deb"
+    )]
     Unknown {
         /// The package's name.
         package: String,
@@ -122,8 +124,9 @@ struct Memory {
 /// See [`PackageError`].
 pub fn resolve(package: &str, memory: &Path) -> Result<Candidate, PackageError> {
     let state = state();
-    let remembered: Option<Memory> =
-        std::fs::read(memory).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let remembered: Option<Memory> = std::fs::read(memory)
+        .ok()
+        .and_then(|bytes| serde_json::from_slice(&bytes).ok());
     if let Some(remembered) = remembered
         && (remembered.asked.as_str(), remembered.state.as_str()) == (package, state.as_str())
     {
@@ -137,7 +140,11 @@ pub fn resolve(package: &str, memory: &Path) -> Result<Candidate, PackageError> 
         answer => answer?,
     };
     // After an update the state is another one. What cannot be remembered is asked again, nothing worse.
-    let memo = Memory { asked: package.to_owned(), state: self::state(), candidate: candidate.clone() };
+    let memo = Memory {
+        asked: package.to_owned(),
+        state: self::state(),
+        candidate: candidate.clone(),
+    };
     if let Err(error) = remember(&memo, memory) {
         tracing::warn!("cannot remember apt's answer in {}: {error}", memory.display());
     }
@@ -162,10 +169,20 @@ fn state() -> String {
         }
         files.sort();
         // The lock and the directory of downloads change without the answer changing.
-        files.retain(|file| !file.ends_with("lists/lock") && !file.ends_with("lists/partial") && *file != Path::new("/var/lib/apt/lists"));
+        files.retain(|file| {
+            !file.ends_with("lists/lock")
+                && !file.ends_with("lists/partial")
+                && *file != Path::new("/var/lib/apt/lists")
+        });
         for file in files {
             if let Ok(metadata) = std::fs::metadata(&file) {
-                let line = format!("{} {} {}.{}", file.display(), metadata.len(), metadata.mtime(), metadata.mtime_nsec());
+                let line = format!(
+                    "{} {} {}.{}",
+                    file.display(),
+                    metadata.len(),
+                    metadata.mtime(),
+                    metadata.mtime_nsec()
+                );
                 digest.field(&line);
             }
         }
@@ -181,16 +198,25 @@ fn ask(package: &str) -> Result<Candidate, PackageError> {
         let text = match command::run("apt-cache", &arguments, None, LOCAL) {
             Ok(text) => String::from_utf8_lossy(&text).into_owned(),
             Err(CommandError::Failed { .. }) => return Err(PackageError::Unknown { package: asked }),
-            Err(source) => return Err(PackageError::Tool { what: format!("ask apt for {asked}"), source }),
+            Err(source) => {
+                return Err(PackageError::Tool {
+                    what: format!("ask apt for {asked}"),
+                    source,
+                });
+            }
         };
-        let Some(record) = parse_record(&text) else { return Err(PackageError::Unknown { package: asked }) };
+        let Some(record) = parse_record(&text) else {
+            return Err(PackageError::Unknown { package: asked });
+        };
         match record.next {
             Some(next) => asked = next,
             None if is_kernel(&record.candidate.package) => return Ok(record.candidate),
             None => break,
         }
     }
-    Err(PackageError::NoKernel { package: package.to_owned() })
+    Err(PackageError::NoKernel {
+        package: package.to_owned(),
+    })
 }
 
 /// Fills apt's lists.
@@ -198,7 +224,10 @@ fn update() -> Result<(), PackageError> {
     tracing::info!("apt does not know the kernel package, updating its lists");
     command::run("apt-get", &["update", "-q"], None, REMOTE)
         .map(drop)
-        .map_err(|source| PackageError::Tool { what: "update apt's package lists".into(), source })
+        .map_err(|source| PackageError::Tool {
+            what: "update apt's package lists".into(),
+            source,
+        })
 }
 
 /// A record of `apt-cache show`.
@@ -221,11 +250,21 @@ fn is_kernel(package: &str) -> bool {
 fn parse_record(text: &str) -> Option<Record> {
     let record = text.trim_start().split("\n\n").next()?;
     let field = |name: &str| {
-        let line = record.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let line = record
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         line.map(|value| value.trim().to_owned())
     };
-    let candidate = Candidate { package: field("Package")?, version: field("Version")?, sha256: field("SHA256")? };
-    let next = if is_kernel(&candidate.package) { None } else { kernel_dependency(&field("Depends").unwrap_or_default()) };
+    let candidate = Candidate {
+        package: field("Package")?,
+        version: field("Version")?,
+        sha256: field("SHA256")?,
+    };
+    let next = if is_kernel(&candidate.package) {
+        None
+    } else {
+        kernel_dependency(&field("Depends").unwrap_or_default())
+    };
     Some(Record { candidate, next })
 }
 
@@ -236,8 +275,14 @@ fn kernel_dependency(depends: &str) -> Option<String> {
         .map(|one| one.trim().split_once(' ').unwrap_or((one.trim(), "")))
         .filter(|(name, _)| name.starts_with("linux-image-"))
         .collect();
-    let (name, version) = alternatives.iter().find(|(name, _)| is_kernel(name)).or(alternatives.first())?;
-    let exact = version.trim().strip_prefix("(=").and_then(|version| version.strip_suffix(')'));
+    let (name, version) = alternatives
+        .iter()
+        .find(|(name, _)| is_kernel(name))
+        .or(alternatives.first())?;
+    let exact = version
+        .trim()
+        .strip_prefix("(=")
+        .and_then(|version| version.strip_suffix(')'));
     Some(exact.map_or((*name).to_owned(), |version| format!("{name}={}", version.trim())))
 }
 
@@ -250,18 +295,29 @@ pub fn download(candidate: &Candidate, directory: &Path) -> Result<PathBuf, Pack
     let script = [
         "-q",
         // The user that apt downloads as cannot write to a private directory.
-        "-o", "APT::Sandbox::User=root",
-        "-o", "Acquire::Retries=2",
-        "-o", "Acquire::http::Timeout=60",
-        "-o", "Acquire::https::Timeout=60",
+        "-o",
+        "APT::Sandbox::User=root",
+        "-o",
+        "Acquire::Retries=2",
+        "-o",
+        "Acquire::http::Timeout=60",
+        "-o",
+        "Acquire::https::Timeout=60",
         "download",
         &format!("{}={}", candidate.package, candidate.version),
     ]
     .map(str::to_owned);
     // apt-get downloads into the working directory and has no flag for another one.
-    let arguments = [vec!["-C".to_owned(), directory.display().to_string(), "apt-get".to_owned()], script.to_vec()].concat();
+    let arguments = [
+        vec!["-C".to_owned(), directory.display().to_string(), "apt-get".to_owned()],
+        script.to_vec(),
+    ]
+    .concat();
     command::run("env", &arguments, None, REMOTE).map_err(|source| PackageError::Tool { what: what(), source })?;
-    let unusable = |source| PackageError::File { path: directory.to_owned(), source };
+    let unusable = |source| PackageError::File {
+        path: directory.to_owned(),
+        source,
+    };
     let found = std::fs::read_dir(directory)
         .map_err(unusable)?
         .filter_map(|entry| Some(entry.ok()?.path()))
@@ -269,7 +325,11 @@ pub fn download(candidate: &Candidate, directory: &Path) -> Result<PathBuf, Pack
     let path = found.ok_or_else(|| unusable(std::io::ErrorKind::NotFound.into()))?;
     let digest = Digest::of_file(&path)?;
     if digest != candidate.sha256 {
-        return Err(PackageError::Digest { path, found: digest, promised: candidate.sha256.clone() });
+        return Err(PackageError::Digest {
+            path,
+            found: digest,
+            promised: candidate.sha256.clone(),
+        });
     }
     Ok(path)
 }
@@ -279,23 +339,39 @@ pub fn download(candidate: &Candidate, directory: &Path) -> Result<PathBuf, Pack
 /// # Errors
 /// See [`PackageError`].
 pub fn unpack(deb: &Path, directory: &Path) -> Result<Unpacked, PackageError> {
-    command::run("dpkg-deb", &[Path::new("-x"), deb, directory], None, REMOTE)
-        .map_err(|source| PackageError::Tool { what: format!("unpack {}", deb.display()), source })?;
+    command::run("dpkg-deb", &[Path::new("-x"), deb, directory], None, REMOTE).map_err(|source| {
+        PackageError::Tool {
+            what: format!("unpack {}", deb.display()),
+            source,
+        }
+    })?;
     let only = |place: &str, prefix: &str, what: &str| {
         // Where /usr is merged the modules may lie below it.
         let found: Vec<PathBuf> = [place.to_owned(), format!("usr/{place}")]
             .iter()
             .filter_map(|place| std::fs::read_dir(directory.join(place)).ok())
             .flat_map(|entries| entries.filter_map(|entry| Some(entry.ok()?.path())))
-            .filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix)))
+            .filter(|path| {
+                path.file_name()
+                    .is_some_and(|name| name.to_string_lossy().starts_with(prefix))
+            })
             .collect();
         match found.as_slice() {
             [one] => Ok(one.clone()),
-            [] => Err(PackageError::Content { what: format!("there is no {what}"), path: deb.to_owned() }),
-            _ => Err(PackageError::Content { what: format!("there is more than one {what}"), path: deb.to_owned() }),
+            [] => Err(PackageError::Content {
+                what: format!("there is no {what}"),
+                path: deb.to_owned(),
+            }),
+            _ => Err(PackageError::Content {
+                what: format!("there is more than one {what}"),
+                path: deb.to_owned(),
+            }),
         }
     };
-    Ok(Unpacked { image: only("boot", "vmlinuz", "kernel (boot/vmlinuz-*)")?, modules: only("lib/modules", "", "module tree (lib/modules/*)")? })
+    Ok(Unpacked {
+        image: only("boot", "vmlinuz", "kernel (boot/vmlinuz-*)")?,
+        modules: only("lib/modules", "", "module tree (lib/modules/*)")?,
+    })
 }
 
 #[cfg(test)]
@@ -310,7 +386,10 @@ mod tests {
     fn a_meta_package_leads_to_its_kernel() {
         let record = parse_record(META).unwrap();
         assert_eq!(record.candidate.version, "6.1.192-2");
-        assert_eq!(record.next.as_deref(), Some("linux-image-6.1.0-56-cloud-amd64=6.1.192-2"));
+        assert_eq!(
+            record.next.as_deref(),
+            Some("linux-image-6.1.0-56-cloud-amd64=6.1.192-2")
+        );
     }
 
     #[test]
@@ -321,7 +400,13 @@ mod tests {
             version: "6.1.192-2".into(),
             sha256: "e7d0".into(),
         };
-        assert_eq!(parse_record(text), Some(Record { candidate: expected, next: None }));
+        assert_eq!(
+            parse_record(text),
+            Some(Record {
+                candidate: expected,
+                next: None
+            })
+        );
     }
 
     #[test]
@@ -330,8 +415,14 @@ mod tests {
             ("", None),
             ("kmod, linux-base (>= 4.3~)", None),
             ("linux-image-amd64", Some("linux-image-amd64")),
-            ("linux-image-generic | linux-image-6.8.0-1-generic, firmware", Some("linux-image-6.8.0-1-generic")),
-            ("wireless-regdb, linux-image-6.12.9-amd64 (= 6.12.9-1~bpo12+1)", Some("linux-image-6.12.9-amd64=6.12.9-1~bpo12+1")),
+            (
+                "linux-image-generic | linux-image-6.8.0-1-generic, firmware",
+                Some("linux-image-6.8.0-1-generic"),
+            ),
+            (
+                "wireless-regdb, linux-image-6.12.9-amd64 (= 6.12.9-1~bpo12+1)",
+                Some("linux-image-6.12.9-amd64=6.12.9-1~bpo12+1"),
+            ),
             ("linux-image-6.1.0-1-amd64 (>= 6.1)", Some("linux-image-6.1.0-1-amd64")),
         ] {
             assert_eq!(kernel_dependency(depends).as_deref(), expected, "{depends}");
@@ -360,7 +451,11 @@ mod tests {
     #[test]
     fn a_package_without_a_kernel_is_refused() {
         let place = tempfile::tempdir().unwrap();
-        let (tree, deb, out) = (place.path().join("tree"), place.path().join("x.deb"), place.path().join("out"));
+        let (tree, deb, out) = (
+            place.path().join("tree"),
+            place.path().join("x.deb"),
+            place.path().join("out"),
+        );
         std::fs::create_dir_all(tree.join("DEBIAN")).unwrap();
         let control = "Package: x\nVersion: 1\nArchitecture: all\nMaintainer: x <x@x>\nDescription: x\n";
         std::fs::write(tree.join("DEBIAN/control"), control).unwrap();
@@ -370,6 +465,9 @@ mod tests {
         }
         built.unwrap();
         let message = unpack(&deb, &out).unwrap_err().to_string();
-        assert!(message.starts_with("there is no kernel (boot/vmlinuz-*) in "), "{message}");
+        assert!(
+            message.starts_with("there is no kernel (boot/vmlinuz-*) in "),
+            "{message}"
+        );
     }
 }

@@ -129,7 +129,10 @@ impl Store {
         match wait.recv_timeout(limit) {
             Ok(Ok(lock)) => Ok(lock),
             Ok(Err((_, error))) => Err(failed("lock", &path, error.into())),
-            Err(_) => Err(StoreError::Busy { path: self.root.clone(), limit }),
+            Err(_) => Err(StoreError::Busy {
+                path: self.root.clone(),
+                limit,
+            }),
         }
     }
 
@@ -179,7 +182,11 @@ impl Store {
     ///
     /// # Errors
     /// What `fill` returns, or [`StoreError::File`].
-    pub fn add_set<E: From<StoreError>>(&self, key: &str, fill: impl FnOnce(&Path) -> Result<(), E>) -> Result<PathBuf, E> {
+    pub fn add_set<E: From<StoreError>>(
+        &self,
+        key: &str,
+        fill: impl FnOnce(&Path) -> Result<(), E>,
+    ) -> Result<PathBuf, E> {
         add(&self.objects(), key, fill)
     }
 
@@ -187,7 +194,11 @@ impl Store {
     ///
     /// # Errors
     /// What `fill` returns, or [`StoreError::File`].
-    pub fn add_kernel<E: From<StoreError>>(&self, key: &str, fill: impl FnOnce(&Path) -> Result<(), E>) -> Result<PathBuf, E> {
+    pub fn add_kernel<E: From<StoreError>>(
+        &self,
+        key: &str,
+        fill: impl FnOnce(&Path) -> Result<(), E>,
+    ) -> Result<PathBuf, E> {
         add(&self.kernels(), key, fill)
     }
 
@@ -224,7 +235,11 @@ impl Store {
 }
 
 fn failed(what: &'static str, path: &Path, source: std::io::Error) -> StoreError {
-    StoreError::File { what, path: path.to_owned(), source }
+    StoreError::File {
+        what,
+        path: path.to_owned(),
+        source,
+    }
 }
 
 /// Writes a file of a set.
@@ -233,7 +248,10 @@ fn failed(what: &'static str, path: &Path, source: std::io::Error) -> StoreError
 /// [`StoreError::File`]
 pub fn write(path: &Path, bytes: &[u8]) -> Result<Asset, StoreError> {
     std::fs::write(path, bytes).map_err(|source| failed("write", path, source))?;
-    Ok(Asset { sha256: Digest::of(bytes), bytes: bytes.len() as u64 })
+    Ok(Asset {
+        sha256: Digest::of(bytes),
+        bytes: bytes.len() as u64,
+    })
 }
 
 /// Makes the file at `from` appear at `to` too; both are never written again.
@@ -279,14 +297,19 @@ fn verify(path: &Path) -> Result<Set, Defect> {
         return Err(Defect::Absent);
     }
     let broken = |name: &str| Defect::Broken(path.join(name));
-    let manifest = std::fs::read(path.join(MANIFEST)).ok().and_then(|bytes| Manifest::parse(&bytes));
+    let manifest = std::fs::read(path.join(MANIFEST))
+        .ok()
+        .and_then(|bytes| Manifest::parse(&bytes));
     let manifest = manifest.ok_or_else(|| broken(MANIFEST))?;
     for (name, asset) in [(INITRD, &manifest.initrd), (VMLINUX, &manifest.vmlinux)] {
         if !is_intact(&path.join(name), asset) {
             return Err(broken(name));
         }
     }
-    Ok(Set { path: path.to_owned(), manifest })
+    Ok(Set {
+        path: path.to_owned(),
+        manifest,
+    })
 }
 
 /// Whether a file is the one that was recorded.
@@ -372,7 +395,10 @@ mod tests {
     fn the_second_builder_waits_for_the_first() {
         let (_place, store) = store();
         let first = store.lock(Duration::from_secs(5)).unwrap();
-        assert!(matches!(store.lock(Duration::from_millis(20)), Err(StoreError::Busy { .. })));
+        assert!(matches!(
+            store.lock(Duration::from_millis(20)),
+            Err(StoreError::Busy { .. })
+        ));
         let other = store.clone();
         let second = std::thread::spawn(move || other.lock(Duration::from_secs(20)).is_ok());
         drop(first);

@@ -150,12 +150,12 @@ impl Cgroup {
         self.write("cgroup.freeze", if frozen { "1" } else { "0" })
     }
 
-    /// Kills every process in it and below; `populated` in [`Self::events`] says when they are gone.
+    /// See [`kill`].
     ///
     /// # Errors
     /// [`CgroupError::File`].
     pub fn kill(&self) -> Result<(), CgroupError> {
-        self.write("cgroup.kill", "1")
+        kill(&self.path)
     }
 
     /// The file that reports `populated` and `frozen`, and can be polled.
@@ -166,12 +166,6 @@ impl Cgroup {
     /// `populated` and `frozen`.
     pub fn events(&self) -> std::collections::HashMap<String, u64> {
         stats::flat(&fs::read_to_string(self.events_file()).unwrap_or_default())
-    }
-
-    /// How many of its processes the out-of-memory killer has ended.
-    pub fn oom_kills(&self) -> u64 {
-        let events = stats::flat(&fs::read_to_string(self.path.join("memory.events")).unwrap_or_default());
-        events.get("oom_kill").copied().unwrap_or(0)
     }
 
     /// Its numbers.
@@ -221,6 +215,25 @@ impl Cgroup {
             source,
         })
     }
+}
+
+/// Kills every process in the cgroup at `directory` and below; `populated` in its events says when they are gone.
+///
+/// # Errors
+/// [`CgroupError::File`].
+pub fn kill(directory: &Path) -> Result<(), CgroupError> {
+    let path = directory.join("cgroup.kill");
+    fs::write(&path, "1").map_err(|source| CgroupError::File {
+        path,
+        act: "write it",
+        source,
+    })
+}
+
+/// How many processes of the cgroup at `directory` the out-of-memory killer has ended.
+pub fn oom_kills(directory: &Path) -> u64 {
+    let events = stats::flat(&fs::read_to_string(directory.join("memory.events")).unwrap_or_default());
+    events.get("oom_kill").copied().unwrap_or(0)
 }
 
 /// Offers every controller of `directory` to the cgroups below it.
