@@ -212,7 +212,9 @@ impl Globals {
 pub fn usage_message(error: &clap::Error) -> String {
     let text = error.render().to_string();
     let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    let facts = lines.iter().take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"));
+    let facts = lines
+        .iter()
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more information"));
     let joined = facts.copied().collect::<Vec<_>>().join(" ");
     let message = joined.strip_prefix("error: ").unwrap_or(&joined).to_owned();
     match lines.iter().find(|line| line.starts_with("Usage:")) {
@@ -249,8 +251,14 @@ mod tests {
     #[test]
     fn old_names_of_verbs_still_work() {
         for (old, matches) in [
-            ("kata-runtime kata-check", matches!(parse("kata-runtime kata-check"), Some(Verb::Check(_)))),
-            ("kata-runtime kata-env --json", matches!(parse("kata-runtime kata-env --json"), Some(Verb::Env(_)))),
+            (
+                "kata-runtime kata-check",
+                matches!(parse("kata-runtime kata-check"), Some(Verb::Check(_))),
+            ),
+            (
+                "kata-runtime kata-env --json",
+                matches!(parse("kata-runtime kata-env --json"), Some(Verb::Env(_))),
+            ),
         ] {
             assert!(matches, "{old}");
         }
@@ -262,7 +270,10 @@ mod tests {
 
     #[test]
     fn the_log_is_found_on_a_wrong_command_line() {
-        for line in ["kata-runtime --log /l --log-format json --nonsense", "kata-runtime --log=/l --log-format=json frob"] {
+        for line in [
+            "kata-runtime --log /l --log-format json --nonsense",
+            "kata-runtime --log=/l --log-format=json frob",
+        ] {
             let globals = Globals::salvage(words(line).into_iter());
             assert_eq!(globals.log, Some(PathBuf::from("/l")), "{line}");
             assert_eq!(globals.log_format, LogFormat::Json, "{line}");
@@ -273,6 +284,9 @@ mod tests {
     fn a_usage_error_is_one_line_that_names_the_flag() {
         let error = Cli::try_parse_from(words("kata-runtime check --nonsense")).unwrap_err();
         let message = usage_message(&error);
-        assert!(message.contains("--nonsense") && !message.contains('\n') && !message.starts_with("error"), "{message}");
+        assert!(
+            message.contains("--nonsense") && !message.contains('\n') && !message.starts_with("error"),
+            "{message}"
+        );
     }
 }

@@ -57,7 +57,10 @@ async fn send(
     };
     let mut context = context::with_timeout(i64::try_from(LIMIT.as_nanos()).unwrap_or(i64::MAX));
     context.add("containerd-namespace-ttrpc".to_owned(), namespace.to_owned());
-    connected.forward(context, request).await.map_err(|error| error.to_string())?;
+    connected
+        .forward(context, request)
+        .await
+        .map_err(|error| error.to_string())?;
     // Kept only when it has just worked.
     *client = Some(connected);
     Ok(())
@@ -122,7 +125,11 @@ fn encode(event: &Event) -> (&'static str, &'static str, Vec<u8>) {
                 pid,
                 ..Default::default()
             };
-            (topics::TASK_EXEC_STARTED_EVENT_TOPIC, "TaskExecStarted", bytes(&message))
+            (
+                topics::TASK_EXEC_STARTED_EVENT_TOPIC,
+                "TaskExecStarted",
+                bytes(&message),
+            )
         }
         Event::ExecAdded(Process { container, exec }) => {
             let message = messages::TaskExecAdded {
@@ -217,11 +224,17 @@ mod tests {
         };
         let request = forward_request(&Event::Exited(process, status), "ns");
         let envelope = request.envelope.expect("envelope");
-        assert_eq!((envelope.topic.as_str(), envelope.namespace.as_str()), ("/tasks/exit", "ns"));
+        assert_eq!(
+            (envelope.topic.as_str(), envelope.namespace.as_str()),
+            ("/tasks/exit", "ns")
+        );
         let any = envelope.event.expect("event");
         assert_eq!(any.type_url, "containerd.events.TaskExit");
         let exit = messages::TaskExit::parse_from_bytes(&any.value).expect("decode");
-        assert_eq!((exit.id.as_str(), exit.container_id.as_str(), exit.exit_status), ("e", "c", 3));
+        assert_eq!(
+            (exit.id.as_str(), exit.container_id.as_str(), exit.exit_status),
+            ("e", "c", 3)
+        );
         assert_eq!((exit.exited_at.seconds, exit.exited_at.nanos), (5, 7));
     }
 }

@@ -37,7 +37,10 @@ fn main() -> ExitCode {
         Action::Start => bootstrap::start(&flags),
         Action::Delete => bootstrap::delete(&flags),
         Action::Serve => {
-            log::start(flags.bundle.as_deref().unwrap_or(std::path::Path::new(".")), flags.debug);
+            log::start(
+                flags.bundle.as_deref().unwrap_or(std::path::Path::new(".")),
+                flags.debug,
+            );
             serve::run(&flags).inspect_err(|error| tracing::error!("{error:#}"))
         }
     };

@@ -220,9 +220,15 @@ mod tests {
         let metrics = v1::Metrics::parse_from_bytes(&one.value).expect("v1");
         assert_eq!(one.type_url, "io.containerd.cgroups.v1.Metrics");
         assert_eq!(metrics.cpu.usage.total, 5000, "nanoseconds");
-        assert_eq!((metrics.memory.usage.usage, metrics.memory.rss, metrics.pids.current), (4096, 1024, 3));
+        assert_eq!(
+            (metrics.memory.usage.usage, metrics.memory.rss, metrics.pids.current),
+            (4096, 1024, 3)
+        );
         let two = encode(&stats, Version::V2);
         let metrics = v2::Metrics::parse_from_bytes(&two.value).expect("v2");
-        assert_eq!((metrics.cpu.usage_usec, metrics.memory.usage, metrics.memory.anon), (5, 4096, 1024));
+        assert_eq!(
+            (metrics.cpu.usage_usec, metrics.memory.usage, metrics.memory.anon),
+            (5, 4096, 1024)
+        );
     }
 }

@@ -57,7 +57,9 @@ async fn serve(flags: &Flags, home: Home, listener: StdListener) -> Result<()> {
     };
     let publisher = tokio::spawn(event::publish(
         happened,
-        std::env::var("TTRPC_ADDRESS").ok().filter(|address| !address.is_empty()),
+        std::env::var("TTRPC_ADDRESS")
+            .ok()
+            .filter(|address| !address.is_empty()),
         flags.namespace.clone(),
     ));
     let closing = Arc::new(Notify::new());

@@ -34,6 +34,5 @@ pub fn from_sandbox(error: SandboxError) -> ttrpc::Error {
 
 /// A status made by hand.
 pub fn with(code: Code, message: impl Into<String>) -> ttrpc::Error {
-
     ttrpc::Error::RpcStatus(ttrpc::get_status(code, message.into()))
 }

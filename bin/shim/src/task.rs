@@ -70,7 +70,11 @@ fn config_path(options: Option<&Any>) -> Option<PathBuf> {
     const CONFIG_PATH: u32 = 2 << 3 | 2;
     while let Ok(Some(tag)) = input.read_raw_tag_or_eof() {
         if tag == CONFIG_PATH {
-            return input.read_string().ok().filter(|path| !path.is_empty()).map(PathBuf::from);
+            return input
+                .read_string()
+                .ok()
+                .filter(|path| !path.is_empty())
+                .map(PathBuf::from);
         }
         // Every field of the message is length-delimited.
         let length = input.read_raw_varint32().ok()?;
@@ -96,7 +100,9 @@ fn path_text(path: Option<PathBuf>) -> String {
     path.map(|path| path.display().to_string()).unwrap_or_default()
 }
 
-fn exited_at(exit: Option<ExitStatus>) -> MessageField<containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp> {
+fn exited_at(
+    exit: Option<ExitStatus>,
+) -> MessageField<containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp> {
     exit.map(timestamp).into()
 }
 
@@ -115,8 +121,17 @@ type Done = ttrpc::Result<api::Empty>;
 
 #[async_trait]
 impl Task for TaskService {
-    async fn create(&self, _: &TtrpcContext, request: api::CreateTaskRequest) -> ttrpc::Result<api::CreateTaskResponse> {
-        tracing::info!(id = request.id, bundle = request.bundle, terminal = request.terminal, "create");
+    async fn create(
+        &self,
+        _: &TtrpcContext,
+        request: api::CreateTaskRequest,
+    ) -> ttrpc::Result<api::CreateTaskResponse> {
+        tracing::info!(
+            id = request.id,
+            bundle = request.bundle,
+            terminal = request.terminal,
+            "create"
+        );
         if !request.checkpoint.is_empty() {
             return Err(status::with(Code::UNIMPLEMENTED, "checkpoints are not supported"));
         }
@@ -169,7 +184,11 @@ impl Task for TaskService {
     }
 
     async fn exec(&self, _: &TtrpcContext, request: api::ExecProcessRequest) -> Done {
-        let spec = request.spec.as_ref().map(|any| any.value.as_slice()).unwrap_or_default();
+        let spec = request
+            .spec
+            .as_ref()
+            .map(|any| any.value.as_slice())
+            .unwrap_or_default();
         let spec = kata_bundle::parse_process(spec)
             .map_err(|error| status::with(Code::INVALID_ARGUMENT, kata_sandbox::describe(&error)))?;
         let stdio = Stdio {
@@ -186,7 +205,12 @@ impl Task for TaskService {
 
     async fn state(&self, _: &TtrpcContext, request: api::StateRequest) -> ttrpc::Result<api::StateResponse> {
         let target = process(&request.id, &request.exec_id);
-        let state = self.sandbox().await?.state(&target).await.map_err(status::from_sandbox)?;
+        let state = self
+            .sandbox()
+            .await?
+            .state(&target)
+            .await
+            .map_err(status::from_sandbox)?;
         let exit = state.phase.exit();
         Ok(api::StateResponse {
             id: request.id,
@@ -206,7 +230,12 @@ impl Task for TaskService {
 
     async fn wait(&self, _: &TtrpcContext, request: api::WaitRequest) -> ttrpc::Result<api::WaitResponse> {
         let target = process(&request.id, &request.exec_id);
-        let exit = self.sandbox().await?.wait(&target).await.map_err(status::from_sandbox)?;
+        let exit = self
+            .sandbox()
+            .await?
+            .wait(&target)
+            .await
+            .map_err(status::from_sandbox)?;
         Ok(api::WaitResponse {
             exit_status: exit.code,
             exited_at: MessageField::some(timestamp(exit)),
@@ -276,7 +305,12 @@ impl Task for TaskService {
     }
 
     async fn stats(&self, _: &TtrpcContext, request: api::StatsRequest) -> ttrpc::Result<api::StatsResponse> {
-        let stats = self.sandbox().await?.stats(&request.id).await.map_err(status::from_sandbox)?;
+        let stats = self
+            .sandbox()
+            .await?
+            .stats(&request.id)
+            .await
+            .map_err(status::from_sandbox)?;
         Ok(api::StatsResponse {
             stats: MessageField::some(metrics::encode(&stats, metrics::Version::of_host())),
             ..Default::default()
@@ -317,7 +351,10 @@ fn finish<T>(result: Result<Result<T, kata_sandbox::SandboxError>, tokio::task::
             tracing::info!(%error, "failed");
             error
         }),
-        Err(error) => Err(status::with(Code::INTERNAL, format!("a bug in the sandbox process: {error}"))),
+        Err(error) => Err(status::with(
+            Code::INTERNAL,
+            format!("a bug in the sandbox process: {error}"),
+        )),
     }
 }
 

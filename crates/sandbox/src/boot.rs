@@ -149,10 +149,12 @@ impl Sandbox {
         let reaching = async {
             let transport = machine.connect().await?;
             let console = || machine.console_tail();
-            let agent = connect(transport, limit).await.map_err(|source| SandboxError::NoAgent {
-                console: console(),
-                source,
-            })?;
+            let agent = connect(transport, limit)
+                .await
+                .map_err(|source| SandboxError::NoAgent {
+                    console: console(),
+                    source,
+                })?;
             let details = agent.set_up(set_up_request(plan)).await?;
             Ok::<_, SandboxError>((agent, details))
         };
@@ -175,8 +177,12 @@ impl Sandbox {
         let kernel = Duration::from_micros(details.agent_started_usecs);
         let agent_start = Duration::from_micros(details.agent_ready_usecs.saturating_sub(details.agent_started_usecs));
         self.ask(move |state| {
-            state.timeline.note_took("boot the guest's kernel (its clock)", booted, kernel);
-            state.timeline.note_took("start the agent (its clock)", booted + kernel, agent_start);
+            state
+                .timeline
+                .note_took("boot the guest's kernel (its clock)", booted, kernel);
+            state
+                .timeline
+                .note_took("start the agent (its clock)", booted + kernel, agent_start);
             state.timeline.note("boot until the agent has set up the guest", booted);
         })
         .await?;

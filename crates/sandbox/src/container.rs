@@ -14,8 +14,8 @@ use kata_wire::proto;
 use crate::error::SandboxError;
 use crate::lifecycle::ExitStatus;
 use crate::sandbox::{ContainerThings, Event, MACHINE_LOST, ProcessThings, Sandbox, now_unix_nanos};
-use crate::step::Steps;
 use crate::stdio::{Copying, HostStdio, Stdio};
+use crate::step::Steps;
 use crate::survey;
 
 /// A container to be created.
@@ -48,7 +48,8 @@ impl Sandbox {
             Ok(copying) => {
                 let began = Instant::now();
                 let this = self.clone();
-                self.ask(move |state| this.enter(state, container, own, copying)).await?;
+                self.ask(move |state| this.enter(state, container, own, copying))
+                    .await?;
                 self.note("enter the container", began).await;
                 Ok(())
             }
@@ -131,7 +132,12 @@ impl Sandbox {
     }
 
     /// Boots the machine for the pod's first container and keeps the steps of it in the books, done well or not.
-    async fn boot_for(&self, bundle: &Bundle, facts: &Facts, faults: crate::step::Faults) -> Result<Agent, SandboxError> {
+    async fn boot_for(
+        &self,
+        bundle: &Bundle,
+        facts: &Facts,
+        faults: crate::step::Faults,
+    ) -> Result<Agent, SandboxError> {
         let plan = kata_plan::pod(&self.id, bundle, &self.config, facts)?;
         let mut steps = Steps::new(faults);
         let booted = self.boot(&plan, &mut steps).await;
@@ -156,14 +162,26 @@ impl Sandbox {
             recursive: true,
             read_only: false,
         };
-        self.bind_one("bind the root file system", &plan.rootfs.source, share.join(&plan.rootfs.share_path), rootfs, own)?;
+        self.bind_one(
+            "bind the root file system",
+            &plan.rootfs.source,
+            share.join(&plan.rootfs.share_path),
+            rootfs,
+            own,
+        )?;
         for volume in &plan.volumes {
             let how = Bind {
                 directory: volume.kind == SourceKind::Directory,
                 recursive: volume.recursive,
                 read_only: volume.read_only,
             };
-            self.bind_one("bind a volume", &volume.source, share.join(&volume.share_path), how, own)?;
+            self.bind_one(
+                "bind a volume",
+                &volume.source,
+                share.join(&volume.share_path),
+                how,
+                own,
+            )?;
         }
         Ok(())
     }
@@ -178,7 +196,9 @@ impl Sandbox {
     ) -> Result<(), SandboxError> {
         own.next(name)?;
         bind(source, &target, how)?;
-        own.done(name, move || async move { unbind(&target).map_err(|error| error.to_string()) });
+        own.done(name, move || async move {
+            unbind(&target).map_err(|error| error.to_string())
+        });
         Ok(())
     }
 

@@ -186,7 +186,11 @@ impl Pod {
         if process.exec.is_empty() {
             return Ok(container.init);
         }
-        container.execs.get(&process.exec).copied().ok_or_else(|| no_exec(process))
+        container
+            .execs
+            .get(&process.exec)
+            .copied()
+            .ok_or_else(|| no_exec(process))
     }
 
     fn slot(&mut self, process: &Process) -> Result<&mut Phase, Refusal> {
@@ -489,7 +493,10 @@ mod tests {
         let cases: [(&str, Refusal); 6] = [
             ("second create", pod.create("c").expect_err("taken")),
             ("second start", pod.start(&init()).expect_err("running")),
-            ("delete of a running container", pod.delete(&init()).expect_err("running")),
+            (
+                "delete of a running container",
+                pod.delete(&init()).expect_err("running"),
+            ),
             ("resume of a running container", pod.resume("c").expect_err("running")),
             ("unknown container", pod.pause("x").expect_err("unknown")),
             ("unknown exec", pod.signal(&exec()).expect_err("unknown")),

@@ -43,9 +43,7 @@ impl Sandbox {
         let wanted = process.clone();
         self.ask(move |state| state.pod.start(&wanted)).await??;
         let started = match self.guest().await {
-            Ok(guest) if process.exec.is_empty() => {
-                guest.start_container(&process.container).await.map_err(Into::into)
-            }
+            Ok(guest) if process.exec.is_empty() => guest.start_container(&process.container).await.map_err(Into::into),
             Ok(guest) => self.start_exec(guest, process).await,
             Err(error) => Err(error),
         };
@@ -182,7 +180,11 @@ impl Sandbox {
         let wanted = process.clone();
         self.ask(move |state| -> Result<(), Refusal> {
             state.pod.phase(&wanted)?;
-            if let Some(copying) = state.processes.get_mut(&wanted).and_then(|things| things.copying.as_mut()) {
+            if let Some(copying) = state
+                .processes
+                .get_mut(&wanted)
+                .and_then(|things| things.copying.as_mut())
+            {
                 copying.close_stdin();
             }
             Ok(())

@@ -267,10 +267,7 @@ mod tests {
     fn sample() -> Record {
         Record {
             created_unix_secs: 1,
-            helpers: vec![Mark {
-                pid: 4,
-                start_ticks: 5,
-            }],
+            helpers: vec![Mark { pid: 4, start_ticks: 5 }],
             ..Record::new("web".into(), "default".into(), "/b/web".into())
         }
     }
@@ -290,7 +287,10 @@ mod tests {
     fn a_damaged_or_foreign_record_is_named() {
         let dir = tempfile::tempdir().expect("tempdir");
         let home = Home::at(dir.path().to_owned());
-        for (text, expected) in [("{", "is damaged"), ("{\"version\": 9}", "has version 9; this program knows version 1")] {
+        for (text, expected) in [
+            ("{", "is damaged"),
+            ("{\"version\": 9}", "has version 9; this program knows version 1"),
+        ] {
             std::fs::write(dir.path().join(RECORD), text).expect("write");
             let error = home.read().expect_err("bad record");
             assert!(error.to_string().contains(expected), "{error}");
@@ -304,7 +304,10 @@ mod tests {
         let (a, b) = (Home::of(&long.join("a")), Home::of(&long.join("b")));
         assert_ne!(a, b);
         assert_eq!(a, Home::of(&long.join("a")));
-        assert!(a.task_socket().as_os_str().len() < 100, "a unix socket's path holds 107 bytes");
+        assert!(
+            a.task_socket().as_os_str().len() < 100,
+            "a unix socket's path holds 107 bytes"
+        );
     }
 
     #[test]

@@ -228,7 +228,9 @@ impl Sandbox {
 
     pub(crate) async fn guest(&self) -> Result<Agent, SandboxError> {
         let guest = self.ask(|state| state.guest.clone()).await?;
-        guest.ok_or_else(|| SandboxError::NoMachine { id: self.id.to_string() })
+        guest.ok_or_else(|| SandboxError::NoMachine {
+            id: self.id.to_string(),
+        })
     }
 
     /// Where a process stands.
@@ -254,7 +256,9 @@ impl Sandbox {
 
     /// The ids of the pod's containers.
     pub async fn containers(&self) -> Vec<String> {
-        let ids = self.ask(|state| state.pod.containers().map(str::to_owned).collect()).await;
+        let ids = self
+            .ask(|state| state.pod.containers().map(str::to_owned).collect())
+            .await;
         ids.unwrap_or_default()
     }
 

@@ -65,15 +65,23 @@ impl HostStdio {
             .stdin
             .as_deref()
             .map(|path| {
-                let reader = pipe::OpenOptions::new().open_receiver(path).map_err(failed("stdin", path))?;
-                let writer = pipe::OpenOptions::new().open_sender(path).map_err(failed("stdin", path))?;
+                let reader = pipe::OpenOptions::new()
+                    .open_receiver(path)
+                    .map_err(failed("stdin", path))?;
+                let writer = pipe::OpenOptions::new()
+                    .open_sender(path)
+                    .map_err(failed("stdin", path))?;
                 Ok((reader, writer))
             })
             .transpose()?;
         Ok(Self {
             stdin,
             stdout: output(&stdio.stdout, "stdout")?,
-            stderr: if stdio.terminal { None } else { output(&stdio.stderr, "stderr")? },
+            stderr: if stdio.terminal {
+                None
+            } else {
+                output(&stdio.stderr, "stderr")?
+            },
         })
     }
 

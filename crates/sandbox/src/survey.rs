@@ -83,7 +83,9 @@ pub fn facts(config: &Config, home: &Home, spec: &Spec) -> Result<Facts, SurveyE
 
 fn assets(config: &Config) -> Result<(PathBuf, PathBuf), SurveyError> {
     let candidates = config.asset_candidates();
-    let whole = candidates.iter().find(|assets| assets.kernel.exists() && assets.initrd.exists());
+    let whole = candidates
+        .iter()
+        .find(|assets| assets.kernel.exists() && assets.initrd.exists());
     let Some(assets) = whole else {
         let missing = |pick: fn(&kata_config::Assets) -> &PathBuf| -> Option<Vec<PathBuf>> {
             let mut paths: Vec<PathBuf> = candidates.iter().map(|assets| pick(assets).clone()).collect();
@@ -93,7 +95,10 @@ fn assets(config: &Config) -> Result<(PathBuf, PathBuf), SurveyError> {
         let (what, looked_at) = match (missing(|assets| &assets.kernel), missing(|assets| &assets.initrd)) {
             (Some(paths), _) => ("kernel", paths),
             (None, Some(paths)) => ("initramfs", paths),
-            (None, None) => ("kernel with its initramfs", candidates.iter().map(|a| a.kernel.clone()).collect()),
+            (None, None) => (
+                "kernel with its initramfs",
+                candidates.iter().map(|a| a.kernel.clone()).collect(),
+            ),
         };
         return Err(SurveyError::NoAsset { what, looked_at });
     };
@@ -102,7 +107,11 @@ fn assets(config: &Config) -> Result<(PathBuf, PathBuf), SurveyError> {
         std::fs::File::open(path)
             .and_then(|file| file.metadata())
             .and_then(|data| {
-                if data.is_file() { Ok(()) } else { Err(io::Error::new(io::ErrorKind::InvalidInput, "not a file")) }
+                if data.is_file() {
+                    Ok(())
+                } else {
+                    Err(io::Error::new(io::ErrorKind::InvalidInput, "not a file"))
+                }
             })
             .map_err(|source| SurveyError::Unreadable {
                 what,
@@ -123,7 +132,10 @@ fn file_server(config: &Config) -> Result<Option<PathBuf>, SurveyError> {
             }),
         };
     }
-    Ok(config.virtio_fs_daemon_candidates().into_iter().find(|path| path.exists()))
+    Ok(config
+        .virtio_fs_daemon_candidates()
+        .into_iter()
+        .find(|path| path.exists()))
 }
 
 fn memory_mib() -> u64 {
@@ -138,8 +150,14 @@ fn memory_mib() -> u64 {
 /// A context id that the sandbox's own directory name decides, so that two sandboxes hardly ever want the same; the
 /// kernel refuses the second of two.
 fn vsock_cid(home: &Home) -> u32 {
-    let name = home.path().file_name().map(|name| name.as_encoded_bytes()).unwrap_or_default();
-    let hash = name.iter().fold(2_166_136_261_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(16_777_619));
+    let name = home
+        .path()
+        .file_name()
+        .map(|name| name.as_encoded_bytes())
+        .unwrap_or_default();
+    let hash = name.iter().fold(2_166_136_261_u32, |hash, byte| {
+        (hash ^ u32::from(*byte)).wrapping_mul(16_777_619)
+    });
     // 0-2 and the highest have other meanings.
     3 + hash % (u32::MAX - 4)
 }

@@ -9,8 +9,8 @@ use std::time::Duration;
 use kata_config::{Config, SharedFs};
 use kata_sandbox::lifecycle::Phase;
 use kata_sandbox::record::{Home, Record};
-use kata_sandbox::step::Faults;
 use kata_sandbox::stdio::Stdio;
+use kata_sandbox::step::Faults;
 use kata_sandbox::{Event, MACHINE_LOST, NewContainer, Process, Sandbox, SandboxError, Surroundings, describe};
 use kata_storage::namespace;
 use kata_testkit::machine::FakeVmm;
@@ -89,7 +89,9 @@ impl Lab {
     fn mounts(&self) -> Vec<String> {
         let table = std::fs::read_to_string("/proc/thread-self/mountinfo").expect("mountinfo");
         let prefix = self.dir.path().to_str().expect("UTF-8");
-        let points = table.lines().filter_map(|line| line.split(' ').nth(4).map(str::to_owned));
+        let points = table
+            .lines()
+            .filter_map(|line| line.split(' ').nth(4).map(str::to_owned));
         points.filter(|point| point.starts_with(prefix)).collect()
     }
 
@@ -132,9 +134,14 @@ fn run<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send) {
     std::thread::scope(|scope| {
         let ran = scope.spawn(|| {
             namespace::enter().expect("these tests need root");
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("runtime");
             runtime.block_on(async {
-                tokio::time::timeout(Duration::from_secs(30), test()).await.expect("the test hangs");
+                tokio::time::timeout(Duration::from_secs(30), test())
+                    .await
+                    .expect("the test hangs");
             });
         });
         if let Err(panic) = ran.join() {
@@ -152,10 +159,21 @@ fn a_container_lives_through_and_leaves_nothing() {
     run(|| async {
         let mut lab = Lab::new(FakeVmm::default(), Faults::none());
         lab.create().await.expect("create");
-        assert_eq!(lab.mounts().len(), 3, "share, root file system, volume: {:?}", lab.mounts());
-        assert!(std::fs::write(lab.path("home/share/c/volumes").join("x"), "").is_ok(), "the share itself is the host's");
+        assert_eq!(
+            lab.mounts().len(),
+            3,
+            "share, root file system, volume: {:?}",
+            lab.mounts()
+        );
+        assert!(
+            std::fs::write(lab.path("home/share/c/volumes").join("x"), "").is_ok(),
+            "the share itself is the host's"
+        );
         lab.sandbox.start(&init()).await.expect("start");
-        lab.sandbox.add_exec(&exec("e"), &process_json(), Stdio::default()).await.expect("exec");
+        lab.sandbox
+            .add_exec(&exec("e"), &process_json(), Stdio::default())
+            .await
+            .expect("exec");
         lab.sandbox.start(&exec("e")).await.expect("start the exec");
         lab.vmm.agent.end("c", "e", 3);
         assert_eq!(lab.sandbox.wait(&exec("e")).await.expect("wait").code, 3);
@@ -166,7 +184,13 @@ fn a_container_lives_through_and_leaves_nothing() {
         assert_eq!(
             lab.events(),
             [
-                "created c", "started c", "exec-added e", "started ce", "exited ce 3", "deleted ce 3", "exited c 7",
+                "created c",
+                "started c",
+                "exec-added e",
+                "started ce",
+                "exited ce 3",
+                "deleted ce 3",
+                "exited c 7",
                 "deleted c 7",
             ]
         );
@@ -184,16 +208,25 @@ fn whichever_step_fails_nothing_is_left_and_the_id_is_free() {
             lab.sandbox.shut_down().await;
             lab.faults.asked()
         };
-        assert!(steps >= 6, "share, machine, agent, root file system, volume, container: {steps}");
+        assert!(
+            steps >= 6,
+            "share, machine, agent, root file system, volume, container: {steps}"
+        );
         for step in 0..steps {
             let mut lab = Lab::new(FakeVmm::default(), Faults::at(step));
             let error = lab.create().await.expect_err("a step was made to fail");
-            assert!(error.to_string().contains("was made to fail"), "step {step}: {}", describe(&error));
+            assert!(
+                error.to_string().contains("was made to fail"),
+                "step {step}: {}",
+                describe(&error)
+            );
             assert!(lab.mounts().is_empty(), "step {step} left {:?}", lab.mounts());
             assert_eq!(lab.vmm.running(), 0, "step {step} left a machine");
             assert!(lab.events().is_empty(), "step {step}");
             assert!(lab.sandbox.state(&init()).await.is_err(), "step {step}");
-            lab.create().await.unwrap_or_else(|error| panic!("again after step {step}: {}", describe(&error)));
+            lab.create()
+                .await
+                .unwrap_or_else(|error| panic!("again after step {step}: {}", describe(&error)));
             lab.sandbox.shut_down().await;
             assert!(lab.mounts().is_empty(), "shutdown left {:?}", lab.mounts());
         }
@@ -204,7 +237,11 @@ fn whichever_step_fails_nothing_is_left_and_the_id_is_free() {
 fn what_the_agent_refuses_is_told_and_undone() {
     run(|| async {
         let lab = Lab::new(FakeVmm::default(), Faults::none());
-        lab.vmm.agent.fail("create_container", ttrpc::Code::NOT_FOUND, "exec: \"x\": executable file not found in $PATH");
+        lab.vmm.agent.fail(
+            "create_container",
+            ttrpc::Code::NOT_FOUND,
+            "exec: \"x\": executable file not found in $PATH",
+        );
         let error = lab.create().await.expect_err("refused");
         assert_eq!(describe(&error), "exec: \"x\": executable file not found in $PATH");
         assert!(lab.mounts().is_empty());
@@ -217,7 +254,10 @@ fn a_silent_guest_is_given_up_in_time_with_its_console() {
     run(|| async {
         let lab = Lab::new(FakeVmm::mute(), Faults::none());
         let error = describe(&lab.create().await.expect_err("silent"));
-        assert!(error.contains("the fake console") && error.contains("did not answer within 500ms"), "{error}");
+        assert!(
+            error.contains("the fake console") && error.contains("did not answer within 500ms"),
+            "{error}"
+        );
         assert_eq!(lab.vmm.running(), 0);
         assert!(lab.mounts().is_empty());
     });
@@ -229,7 +269,10 @@ fn the_end_of_the_machine_ends_every_process_once() {
         let mut lab = Lab::new(FakeVmm::default(), Faults::none());
         lab.create().await.expect("create");
         lab.sandbox.start(&init()).await.expect("start");
-        lab.sandbox.add_exec(&exec("e"), &process_json(), Stdio::default()).await.expect("exec");
+        lab.sandbox
+            .add_exec(&exec("e"), &process_json(), Stdio::default())
+            .await
+            .expect("exec");
         lab.sandbox.start(&exec("e")).await.expect("start");
         lab.vmm.kill_all();
         assert_eq!(lab.sandbox.wait(&init()).await.expect("wait").code, MACHINE_LOST);
@@ -237,7 +280,10 @@ fn the_end_of_the_machine_ends_every_process_once() {
         let mut told = lab.events().split_off(4);
         told.sort();
         assert_eq!(told, ["exited c 255", "exited ce 255"]);
-        assert!(matches!(lab.sandbox.state(&init()).await.expect("state").phase, Phase::Stopped(_)));
+        assert!(matches!(
+            lab.sandbox.state(&init()).await.expect("state").phase,
+            Phase::Stopped(_)
+        ));
         assert!(lab.sandbox.signal(&init(), 9, false).await.is_err(), "it is over");
         lab.sandbox.delete(&init()).await.expect("delete");
         assert!(lab.mounts().is_empty());
@@ -249,10 +295,15 @@ fn a_start_that_fails_is_an_exit() {
     run(|| async {
         let lab = Lab::new(FakeVmm::default(), Faults::none());
         lab.create().await.expect("create");
-        lab.vmm.agent.fail("start_container", ttrpc::Code::INTERNAL, "exec format error");
+        lab.vmm
+            .agent
+            .fail("start_container", ttrpc::Code::INTERNAL, "exec format error");
         let error = lab.sandbox.start(&init()).await.expect_err("refused");
         assert_eq!(error.to_string(), "exec format error");
-        assert!(matches!(lab.sandbox.state(&init()).await.expect("state").phase, Phase::Stopped(_)));
+        assert!(matches!(
+            lab.sandbox.state(&init()).await.expect("state").phase,
+            Phase::Stopped(_)
+        ));
         lab.sandbox.delete(&init()).await.expect("delete");
     });
 }
@@ -283,7 +334,10 @@ fn stdio_flows_both_ways_until_the_client_closes_it() {
         });
         let reader = std::thread::spawn(move || {
             let mut bytes = Vec::new();
-            std::fs::File::open(output).expect("open").read_to_end(&mut bytes).expect("read");
+            std::fs::File::open(output)
+                .expect("open")
+                .read_to_end(&mut bytes)
+                .expect("read");
             bytes
         });
         while !writer.is_finished() {

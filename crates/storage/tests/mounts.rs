@@ -31,7 +31,10 @@ const PLAIN: Bind = Bind {
 fn mounts_below(path: &Path) -> usize {
     let table = std::fs::read_to_string("/proc/thread-self/mountinfo").expect("mountinfo");
     let prefix = path.to_str().expect("UTF-8");
-    table.lines().filter(|line| line.split(' ').nth(4).is_some_and(|at| at.starts_with(prefix))).count()
+    table
+        .lines()
+        .filter(|line| line.split(' ').nth(4).is_some_and(|at| at.starts_with(prefix)))
+        .count()
 }
 
 #[test]
@@ -110,9 +113,15 @@ fn single_files_are_bound_to_files() {
         };
         let target = share.join("c1/volumes/0-hosts");
         bind(&source, &target, file).expect("bind");
-        assert_eq!(std::fs::read(&target).expect("read"), std::fs::read(&source).expect("read"));
+        assert_eq!(
+            std::fs::read(&target).expect("read"),
+            std::fs::read(&source).expect("read")
+        );
         let error = bind(&dir.join("missing"), &share.join("c1/volumes/1-x"), file).expect_err("no source");
-        assert!(error.to_string().contains("missing") && error.to_string().contains("open the source"), "{error}");
+        assert!(
+            error.to_string().contains("missing") && error.to_string().contains("open the source"),
+            "{error}"
+        );
         unbind(&target).expect("unbind");
     });
 }
@@ -131,7 +140,11 @@ fn an_engines_overlay_is_mounted_and_unmounted() {
         let overlay = EngineMount {
             fs_type: "overlay".into(),
             source: "overlay".into(),
-            options: vec![option("lowerdir", "lower"), option("upperdir", "upper"), option("workdir", "work")],
+            options: vec![
+                option("lowerdir", "lower"),
+                option("upperdir", "upper"),
+                option("workdir", "work"),
+            ],
         };
         let rootfs = disk.join("rootfs");
         mount_engine(&overlay, &rootfs).expect("overlay");
@@ -152,7 +165,9 @@ fn an_engines_overlay_is_mounted_and_unmounted() {
             source: "none".into(),
             options: Vec::new(),
         };
-        let error = mount_engine(&broken, &rootfs).expect_err("no such file system").to_string();
+        let error = mount_engine(&broken, &rootfs)
+            .expect_err("no such file system")
+            .to_string();
         assert!(error.contains("no-such-fs"), "{error}");
     });
 }

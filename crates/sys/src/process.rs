@@ -107,22 +107,26 @@ pub fn die_with_parent(command: &mut std::process::Command) {
 /// without close-on-exec. The descriptors must stay open until the command is started.
 pub fn give_fds(command: &mut std::process::Command, fds: Vec<(RawFd, RawFd)>) {
     use std::os::unix::process::CommandExt;
+    let above = fds.iter().map(|&(_, number)| number + 1).max().unwrap_or(0);
+    let mut fds = fds;
     let before_exec = move || {
+        // Out of the way first: one's number may be another's descriptor.
+        for (fd, _) in &mut fds {
+            // SAFETY: duplicates a descriptor that the caller keeps open; integers only.
+            *fd = unsafe { libc::fcntl(*fd, libc::F_DUPFD_CLOEXEC, above) };
+            if *fd < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
         for &(fd, number) in &fds {
-            let result = if fd == number {
-                // SAFETY: clears FD_CLOEXEC on a descriptor that the caller keeps open; integers only.
-                unsafe { libc::fcntl(fd, libc::F_SETFD, 0) }
-            } else {
-                // SAFETY: duplicates a descriptor that the caller keeps open; integers only.
-                unsafe { libc::dup2(fd, number) }
-            };
-            if result < 0 {
+            // SAFETY: duplicates a descriptor opened above; integers only. The copy has no close-on-exec.
+            if unsafe { libc::dup2(fd, number) } < 0 {
                 return Err(io::Error::last_os_error());
             }
         }
         Ok(())
     };
-    // SAFETY: between fork and exec the closure only makes system calls; the vector is read, not grown.
+    // SAFETY: between fork and exec the closure only makes system calls; the vector is written in place, not grown.
     unsafe { command.pre_exec(before_exec) };
 }
 
@@ -169,6 +173,29 @@ mod tests {
         assert!(fd.wait(Duration::from_secs(10)).expect("poll"), "it has ended");
         let _ = child.wait();
         assert!(fd.signal(Signal::SIGKILL).is_err(), "reaped");
+    }
+
+    #[test]
+    fn numbers_may_be_those_of_other_descriptors_to_hand_over() {
+        use std::io::Write;
+        use std::process::{Command, Stdio};
+        let (first, mut first_writer) = io::pipe().expect("pipe");
+        let (second, mut second_writer) = io::pipe().expect("pipe");
+        first_writer.write_all(b"first ").expect("write");
+        second_writer.write_all(b"second").expect("write");
+        drop((first_writer, second_writer));
+        let mut command = Command::new("sh");
+        let script = format!("cat <&{}; cat <&{}", second.as_raw_fd(), first.as_raw_fd());
+        command.args(["-c", &script]).stdout(Stdio::piped());
+        // Swapped.
+        give_fds(
+            &mut command,
+            vec![
+                (first.as_raw_fd(), second.as_raw_fd()),
+                (second.as_raw_fd(), first.as_raw_fd()),
+            ],
+        );
+        assert_eq!(command.output().expect("sh").stdout, b"first second");
     }
 
     #[test]

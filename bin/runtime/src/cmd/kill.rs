@@ -46,9 +46,15 @@ fn parse(text: &str) -> Option<u32> {
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
     let at_end = |prefix: &str, base: i32, sign: i32| {
         let offset = name.strip_prefix(prefix)?;
-        let offset = if offset.is_empty() { 0 } else { offset.parse::<i32>().ok()? * sign };
+        let offset = if offset.is_empty() {
+            0
+        } else {
+            offset.parse::<i32>().ok()? * sign
+        };
         let number = base + offset;
-        (libc::SIGRTMIN()..=libc::SIGRTMAX()).contains(&number).then_some(number.unsigned_abs())
+        (libc::SIGRTMIN()..=libc::SIGRTMAX())
+            .contains(&number)
+            .then_some(number.unsigned_abs())
     };
     if name.starts_with("RTMIN") {
         return at_end("RTMIN", libc::SIGRTMIN(), 1);
@@ -56,7 +62,10 @@ fn parse(text: &str) -> Option<u32> {
     if name.starts_with("RTMAX") {
         return at_end("RTMAX", libc::SIGRTMAX(), 1);
     }
-    format!("SIG{name}").parse::<Signal>().ok().map(|signal| (signal as i32).unsigned_abs())
+    format!("SIG{name}")
+        .parse::<Signal>()
+        .ok()
+        .map(|signal| (signal as i32).unsigned_abs())
 }
 
 #[cfg(test)]

@@ -90,7 +90,11 @@ pub fn columns<const N: usize>(rows: Vec<[String; N]>) -> String {
     }
     let mut text = String::new();
     for row in &rows {
-        let line: String = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}   ")).collect();
+        let line: String = row
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell:<width$}   "))
+            .collect();
         text.push_str(line.trim_end());
         text.push('\n');
     }
@@ -103,7 +107,10 @@ mod tests {
 
     #[test]
     fn columns_are_aligned() {
-        let rows = vec![["ID".to_owned(), "PID".to_owned()], ["long-id".to_owned(), "1".to_owned()]];
+        let rows = vec![
+            ["ID".to_owned(), "PID".to_owned()],
+            ["long-id".to_owned(), "1".to_owned()],
+        ];
         assert_eq!(columns(rows), "ID        PID\nlong-id   1\n");
     }
 }

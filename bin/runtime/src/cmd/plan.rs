@@ -50,7 +50,11 @@ pub fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         container: &container,
         command_line: &command_line,
     };
-    let text = if args.json { format!("{}\n", printout.to_json()?) } else { printout.to_string() };
+    let text = if args.json {
+        format!("{}\n", printout.to_json()?)
+    } else {
+        printout.to_string()
+    };
     report::print(&text)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -47,7 +47,11 @@ pub fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::SUCCESS);
         }
         let code = or_bury(foreground(created, &args).await, &home)?;
-        let spans = if args.trace { Timeline::read(&home).unwrap_or_default() } else { Vec::new() };
+        let spans = if args.trace {
+            Timeline::read(&home).unwrap_or_default()
+        } else {
+            Vec::new()
+        };
         if !args.keep
             && let Some(found) = client::find(globals, &args.create.id)?
         {
@@ -84,7 +88,12 @@ fn table(spans: &[Span]) -> String {
         .iter()
         .map(|span| {
             let millis = |usecs: u64| format!("{}.{} ms", usecs / 1000, usecs % 1000 / 100);
-            format!("{:>12}  {:>12}  {}\n", millis(span.from_usecs), millis(span.took_usecs), span.name)
+            format!(
+                "{:>12}  {:>12}  {}\n",
+                millis(span.from_usecs),
+                millis(span.took_usecs),
+                span.name
+            )
         })
         .collect()
 }

@@ -101,7 +101,9 @@ pub fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
 fn read(file: &PathBuf) -> anyhow::Result<Value> {
     let mut text = Vec::new();
     if file.as_os_str() == "-" {
-        std::io::stdin().read_to_end(&mut text).context("cannot read the limits from stdin")?;
+        std::io::stdin()
+            .read_to_end(&mut text)
+            .context("cannot read the limits from stdin")?;
     } else {
         text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
     }
@@ -139,10 +141,18 @@ fn from_flags(args: &Args) -> Value {
                 none(),
             ]),
         ),
-        ("pids", group([("limit", json!(args.pids_limit)), none(), none(), none(), none()])),
-        ("blockIO", group([("weight", json!(args.blkio_weight)), none(), none(), none(), none()])),
+        (
+            "pids",
+            group([("limit", json!(args.pids_limit)), none(), none(), none(), none()]),
+        ),
+        (
+            "blockIO",
+            group([("weight", json!(args.blkio_weight)), none(), none(), none(), none()]),
+        ),
     ];
-    let given = groups.into_iter().filter_map(|(name, members)| Some((name.to_owned(), members?)));
+    let given = groups
+        .into_iter()
+        .filter_map(|(name, members)| Some((name.to_owned(), members?)));
     Value::Object(given.collect())
 }
 

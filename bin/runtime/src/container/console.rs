@@ -12,7 +12,9 @@ use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
 
 /// Columns and rows of a terminal; `None` for what is none, or says nothing.
 pub fn size(terminal: BorrowedFd<'_>) -> Option<(u16, u16)> {
-    kata_sys::terminal::window_size(terminal).ok().filter(|size| *size != (0, 0))
+    kata_sys::terminal::window_size(terminal)
+        .ok()
+        .filter(|size| *size != (0, 0))
 }
 
 /// A terminal in raw mode: every byte passes as it is. Dropping this restores what was before.

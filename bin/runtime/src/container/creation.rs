@@ -134,7 +134,9 @@ fn sandbox_program() -> Result<PathBuf> {
     let beside = own.with_file_name(NAME);
     let in_path = || {
         let path = std::env::var_os("PATH")?;
-        std::env::split_paths(&path).map(|dir| dir.join(NAME)).find(|file| file.is_file())
+        std::env::split_paths(&path)
+            .map(|dir| dir.join(NAME))
+            .find(|file| file.is_file())
     };
     if beside.is_file() {
         return Ok(beside);

@@ -130,14 +130,22 @@ mod tests {
         let fifos = Fifos::make(&place, "x", false).expect("make");
         let [input, output, errors] = fifos.paths();
         // The sandbox process's side.
-        let reader = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(input).expect("stdin");
+        let reader = OpenOptions::new()
+            .read(true)
+            .custom_flags(OFlag::O_NONBLOCK.bits())
+            .open(input)
+            .expect("stdin");
         let mut writer = OpenOptions::new().read(true).write(true).open(output).expect("stdout");
         let other = OpenOptions::new().read(true).write(true).open(errors).expect("stderr");
         writer.write_all(b"early").expect("write");
         drop((writer, other));
         let mut ends = fifos.into_ends().expect("ends");
         let mut text = String::new();
-        ends.stdout.take().expect("stdout").read_to_string(&mut text).expect("read to the end");
+        ends.stdout
+            .take()
+            .expect("stdout")
+            .read_to_string(&mut text)
+            .expect("read to the end");
         assert_eq!(text, "early");
         ends.stdin.take().expect("stdin").write_all(b"in").expect("write");
         block(&reader).expect("block");

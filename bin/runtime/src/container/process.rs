@@ -54,9 +54,15 @@ pub fn process_of(args: &Args, command: &[String], bundle: &Bundle) -> Result<Pr
     if command.is_empty() {
         bail!("no command given, and no --process FILE");
     }
-    let own = bundle.spec().process().as_ref().context("the container's config.json has no process")?;
+    let own = bundle
+        .spec()
+        .process()
+        .as_ref()
+        .context("the container's config.json has no process")?;
     let mut process = serde_json::to_value(own)?;
-    let fields = process.as_object_mut().context("the container's process is no object")?;
+    let fields = process
+        .as_object_mut()
+        .context("the container's process is no object")?;
     change(fields, args, command)?;
     let bytes = serde_json::to_vec(&process)?;
     Ok(kata_bundle::parse_process(&bytes)?)
@@ -95,7 +101,10 @@ fn change(fields: &mut Map<String, Value>, args: &Args, command: &[String]) -> R
 }
 
 fn parse_user(text: &str) -> Result<(u32, Option<u32>)> {
-    let number = |part: &str| part.parse::<u32>().with_context(|| format!("--user {text:?} is not UID[:GID]"));
+    let number = |part: &str| {
+        part.parse::<u32>()
+            .with_context(|| format!("--user {text:?} is not UID[:GID]"))
+    };
     Ok(match text.split_once(':') {
         Some((uid, gid)) => (number(uid)?, Some(number(gid)?)),
         None => (number(text)?, None),

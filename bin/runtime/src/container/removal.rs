@@ -43,7 +43,10 @@ async fn ask(connection: &Connection, force: bool) -> Result<()> {
         let over = status == Status::STOPPED;
         if !over && !force {
             let word = format!("{status:?}").to_lowercase();
-            bail!("cannot delete container \"{}\" that is not stopped: {word}", connection.id());
+            bail!(
+                "cannot delete container \"{}\" that is not stopped: {word}",
+                connection.id()
+            );
         }
         if !over {
             // It may end by itself in this very moment.

@@ -84,6 +84,8 @@ fn pid_of(found: &Found) -> u32 {
 fn owner_of(bundle: &Path) -> String {
     use std::os::unix::fs::MetadataExt;
     let uid = std::fs::metadata(bundle).map(|data| data.uid()).unwrap_or_default();
-    let user = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid)).ok().flatten();
+    let user = nix::unistd::User::from_uid(nix::unistd::Uid::from_raw(uid))
+        .ok()
+        .flatten();
     user.map_or_else(|| format!("#{uid}"), |user| user.name)
 }
