@@ -44,8 +44,10 @@ pub fn prepare() -> anyhow::Result<Modules> {
     let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     log::start(log::level(&command_line, names::LOG_PARAMETER)).context("open the log")?;
 
+    tracing::debug!("moved to a root of our own");
     let modules = Modules::read(&fs::read_to_string(names::MODULES_LIST).unwrap_or_default());
     modules.load_first();
+    tracing::debug!("first modules loaded");
     if let Err(error) = kata_sys::loopback::up() {
         tracing::warn!("the loopback interface stays down: {error}");
     }

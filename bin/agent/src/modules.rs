@@ -1,9 +1,10 @@
 //! Kernel modules from the initramfs: some at once, some when first needed. What is built into the kernel is not in the
 //! list, and asking for it is no error.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 
 use nix::errno::Errno;
 use nix::kmod::{ModuleInitFlags, finit_module};
@@ -22,6 +23,8 @@ pub struct Modules {
     /// By name, with dashes as underscores: the files to load, in order.
     files: HashMap<String, Vec<PathBuf>>,
     at_start: Vec<String>,
+    /// Files loaded already: the kernel notices a second time only after all the work of the first.
+    loaded: Mutex<HashSet<PathBuf>>,
 }
 
 impl Modules {
@@ -58,14 +61,20 @@ impl Modules {
     /// # Errors
     /// [`ModuleError`] naming the file.
     pub fn load(&self, name: &str) -> Result<(), ModuleError> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         for path in self.files.get(&normal(name)).into_iter().flatten() {
+            if loaded.contains(path) {
+                continue;
+            }
             let failed = |source| ModuleError {
                 path: path.clone(),
                 source,
             };
             let file = File::open(path).map_err(failed)?;
             match finit_module(&file, c"", ModuleInitFlags::empty()) {
-                Ok(()) | Err(Errno::EEXIST) => {}
+                Ok(()) | Err(Errno::EEXIST) => {
+                    loaded.insert(path.clone());
+                }
                 Err(errno) => return Err(failed(errno.into())),
             }
         }

@@ -22,7 +22,7 @@ pub struct Process {
 /// The parts of a sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
-    /// `containerd-shim-kata-v2`.
+    /// `containerd-shim-kata-v2`, or runc's shim.
     Shim,
     /// The virtual machine monitor.
     Vmm,
@@ -36,9 +36,9 @@ impl Process {
         let program = self.line.split(' ').next().unwrap_or_default();
         let program = program.rsplit('/').next().unwrap_or_default();
         match program {
-            "containerd-shim-kata-v2" => Some(Part::Shim),
             "virtiofsd" => Some(Part::Virtiofsd),
             _ if program.starts_with("qemu-system-") => Some(Part::Vmm),
+            _ if program.starts_with("containerd-shim-") => Some(Part::Shim),
             _ => None,
         }
     }

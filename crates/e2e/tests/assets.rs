@@ -123,7 +123,10 @@ fn a_plan_starts_nothing() {
     };
     let before = Snapshot::take(lab());
 
-    plan().ok().says("qemu-system-x86_64").says("sleep");
+    plan()
+        .ok()
+        .says("qemu-system-x86_64")
+        .says(bundle.rootfs().to_str().expect("text"));
 
     before.expect_nothing_more(lab(), "plan");
 }

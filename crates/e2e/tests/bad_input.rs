@@ -56,11 +56,15 @@ const FOR_ALL: &[Row] = &[
     row("a relative directory", &["cwd", "Cwd"], |runtime, id| {
         with(runtime, id, |spec| spec["process"]["cwd"] = "tmp".into())
     }),
-    row("an unknown namespace", &["namespace"], |runtime, id| {
-        with(runtime, id, |spec| {
-            spec["linux"]["namespaces"] = json!([{"type": "nonsense"}])
-        })
-    }),
+    row(
+        "an unknown namespace",
+        &["namespace", "unknown variant `nonsense`"],
+        |runtime, id| {
+            with(runtime, id, |spec| {
+                spec["linux"]["namespaces"] = json!([{"type": "nonsense"}])
+            })
+        },
+    ),
     row("no root file system", &["rootfs", "no such file"], |runtime, id| {
         with(runtime, id, |spec| spec["root"]["path"] = "no-such-rootfs".into())
     }),
@@ -200,8 +204,23 @@ const FOR_KATA: &[Row] = &[
             with_config(runtime, id, &format!("[hypervisor.qemu]\npath = {vmm:?}\n"))
         },
     ),
-    row("more memory than there is", &["memory"], |runtime, id| {
-        with_config(runtime, id, "[hypervisor.qemu]\ndefault_memory = 100000000\n")
+    row("more memory than may be had", &["memory"], |runtime, id| {
+        let bundle = plain(runtime, id);
+        let file = bundle.dir().join("kata.toml");
+        std::fs::write(&file, "[hypervisor.qemu]\ndefault_memory = 4096\n").expect("configuration");
+        let limited = runtime
+            .lab()
+            .command("sh")
+            .args(["-c", r#"ulimit -v 3000000; exec "$0" "$@""#]);
+        let create = limited
+            .arg(runtime.kind().program())
+            .args(["--root", "/run/e2e-oci", "--kata-config"]);
+        create
+            .arg(file)
+            .args(["create", "--bundle"])
+            .arg(bundle.dir())
+            .arg(id)
+            .run()
     }),
     row("a guest that never answers", &["guest", "agent"], |runtime, id| {
         let never = "[hypervisor.qemu]\nkernel_params = \"rdinit=/no-such-init init=/no-such-init panic=0\"\n";

@@ -5,7 +5,6 @@ use std::time::Duration;
 use kata_e2e::against_both;
 use kata_e2e::containerd::Containerd;
 use kata_e2e::fixture::Shared;
-use kata_e2e::image::BUSYBOX;
 use kata_e2e::lab::Lab;
 use kata_e2e::leak::Snapshot;
 use kata_e2e::pids::{self, Part};
@@ -20,6 +19,7 @@ against_both!(
     a_task_is_paused_and_resumed,
     a_missing_program_is_told,
     nothing_is_left_after_delete,
+    a_killed_sandbox_process_is_cleaned_up_after,
 );
 
 fn containerd() -> &'static Containerd<'static> {
@@ -167,37 +167,29 @@ fn nothing_is_left_after_delete(kind: Kind) {
 }
 
 /// `kill -9` of the sandbox process: containerd calls `shim delete`, which must leave neither VM nor mounts.
-#[test]
-fn a_killed_sandbox_process_is_cleaned_up_after() {
+fn a_killed_sandbox_process_is_cleaned_up_after(kind: Kind) {
     let lab = Lab::open();
     let containerd = Containerd::start(&lab);
-    containerd.run(Kind::Kata, &["--rm"], "first", &["true"]).run().ok();
+    containerd.run(kind, &["--rm"], "first", &["true"]).run().ok();
     let before = Snapshot::take(&lab);
-    containerd
-        .run(Kind::Kata, &["-d"], "victim", &["sleep", "1000"])
-        .run()
-        .ok();
+    containerd.run(kind, &["-d"], "victim", &["sleep", "1000"]).run().ok();
 
     pids::kill_part(&lab, "victim", Part::Shim);
 
     let gone = || pids::of_part(&lab, "victim", Part::Vmm).is_empty();
     wait::until("the VMM dies with its sandbox process", Duration::from_secs(10), gone);
-    wait::until("containerd has noticed", Duration::from_secs(20), || {
-        containerd.status("victim") != "RUNNING"
-    });
+    let noticed = || containerd.status("victim") != "RUNNING";
+    wait::until("containerd has noticed", Duration::from_secs(20), noticed);
     containerd.ctr(["task", "delete", "--force", "victim"]).run();
     containerd.ctr(["container", "delete", "victim"]).run().ok();
-    before.expect_nothing_more(&lab, "kill -9 of the sandbox process");
+    // The fifos are ctr's, which removes them only with a task. runc's shim leaves its socket behind, ours does not.
+    let others: &[&str] = match kind {
+        Kind::Runc => &["/run/containerd/fifo/", "/run/containerd/s/"],
+        Kind::Kata => &["/run/containerd/fifo/"],
+    };
+    before.expect_nothing_more_but(&lab, "kill -9 of the sandbox process", others);
     containerd
-        .run(Kind::Kata, &["--rm"], "victim", &["echo", "the name is free again"])
+        .run(kind, &["--rm"], "victim", &["echo", "the name is free again"])
         .run()
         .ok();
-    assert!(
-        containerd
-            .ctr(["image", "ls", "-q"])
-            .run()
-            .ok()
-            .text()
-            .contains(BUSYBOX)
-    );
 }

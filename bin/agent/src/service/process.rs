@@ -38,6 +38,10 @@ pub async fn exec(pod: Arc<Pod>, request: ExecRequest) -> Result<ExecResponse, R
         if container.init.ended().is_some() || !matches!(container.phase, Phase::Started) {
             return Err(Refusal::State(format!("container {id} is not running")));
         }
+        if container.jail.cgroup().events().get("frozen") == Some(&1) {
+            // Born into a frozen cgroup, it would never answer.
+            return Err(Refusal::State(format!("container {id} is paused")));
+        }
         if container.execs.contains_key(exec) {
             return Err(Refusal::Exists(format!(
                 "process {exec} of container {id} exists already"

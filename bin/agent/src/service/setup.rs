@@ -66,8 +66,11 @@ fn mount_share(pod: &Pod, share: &Share) -> Result<(), Refusal> {
         .recursive(true)
         .create(mount_point)
         .map_err(|error| failed(&error))?;
-    let mut flags = MsFlags::MS_NODEV;
-    flags.set(MsFlags::MS_RDONLY, share.read_only);
+    let flags = if share.read_only {
+        MsFlags::MS_RDONLY
+    } else {
+        MsFlags::empty()
+    };
     let options = share.options.join(",");
     match mount(
         Some(share.tag.as_str()),

@@ -99,7 +99,7 @@ async fn execute(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     let started = connection.start(&exec).await;
     // Whether it was started or not, the sandbox process has opened its ends, or never will.
     let ran = match started.and_then(|()| fifos.into_ends()) {
-        Ok(ends) if args.detach => leave(&args, &found, &exec, ends, terminal),
+        Ok(ends) if args.detach => leave(&args, &found, &exec, ends, &bundle, terminal),
         Ok(ends) => wait(&args, &connection, &exec, ends, terminal).await,
         Err(error) => Err(error),
     };
@@ -110,13 +110,21 @@ async fn execute(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     ran
 }
 
-fn leave(args: &Args, found: &Found, exec: &str, ends: Ends, terminal: bool) -> anyhow::Result<u8> {
+fn leave(
+    args: &Args,
+    found: &Found,
+    exec: &str,
+    ends: Ends,
+    bundle: &Bundle,
+    terminal: bool,
+) -> anyhow::Result<u8> {
     let stand_in = StandIn {
         home: &found.home,
         id: &args.id,
         exec,
         ends,
         console: console_for(terminal, args.console_socket.as_deref())?,
+        rootfs: bundle.rootfs(),
     };
     let pid = stand_in.start()?;
     if let Some(file) = &args.pid_file {

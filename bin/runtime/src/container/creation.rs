@@ -53,6 +53,8 @@ pub struct Created {
     pub ends: Ends,
     /// Its process has a terminal.
     pub terminal: bool,
+    /// Its root file system on the host.
+    pub rootfs: PathBuf,
 }
 
 /// Creates the container.
@@ -73,6 +75,7 @@ pub async fn create(args: &Args, globals: &Globals) -> Result<Created> {
             home,
             ends,
             terminal,
+            rootfs: bundle.rootfs().to_owned(),
         }),
         Err(error) => {
             removal::bury(&home);
@@ -157,6 +160,7 @@ impl Created {
             exec: "",
             ends: self.ends,
             console,
+            rootfs: &self.rootfs,
         };
         let pid = stand_in.start()?;
         stand_in::note(&self.home, pid)?;

@@ -4,12 +4,17 @@
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 use kata_sandbox::record::{Home, Mark};
+use kata_sys::mount::DetachedMount;
 use kata_sys::process::{give_fds, take_fd};
 use kata_sys::terminal;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+use nix::unistd::{chdir, pivot_root};
 
 use crate::container::client::Connection;
 use crate::container::fifo::Ends;
@@ -27,6 +32,8 @@ pub struct StandIn<'a> {
     pub ends: Ends,
     /// The terminal that becomes its stdio, in place of this process's own.
     pub console: Option<OwnedFd>,
+    /// The container's root file system on the host.
+    pub rootfs: &'a Path,
 }
 
 /// The numbers under which a stand-in finds the ends of the fifos.
@@ -46,6 +53,8 @@ impl StandIn<'_> {
             .arg("stand-in")
             .arg("--home")
             .arg(self.home.path())
+            .arg("--rootfs")
+            .arg(self.rootfs)
             .arg("--exec")
             .arg(self.exec);
         let mut fds = Vec::new();
@@ -80,7 +89,9 @@ impl StandIn<'_> {
 #[derive(clap::Args, Debug)]
 pub struct Args {
     #[arg(long)]
-    home: std::path::PathBuf,
+    home: PathBuf,
+    #[arg(long)]
+    rootfs: PathBuf,
     #[arg(long, default_value = "")]
     exec: String,
     #[arg(long)]
@@ -117,6 +128,7 @@ pub async fn stand_in(args: Args) -> Result<u8> {
     };
     let home = Home::at(args.home);
     let connection = Connection::open(&home.task_socket(), &args.id).await?;
+    enter(&args.rootfs).with_context(|| format!("cannot enter {}", args.rootfs.display()))?;
     let relay = Relay {
         connection: connection.clone(),
         exec: args.exec.clone(),
@@ -129,6 +141,21 @@ pub async fn stand_in(args: Args) -> Result<u8> {
         let _ = connection.delete(&args.exec).await;
     }
     Ok(code)
+}
+
+/// Makes the container's files this process's root, in a mount namespace of its own. Engines that copy files to and from
+/// a running container look for them by the pid; what they find must be the container's, and never the host's.
+fn enter(rootfs: &Path) -> Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+    let tree = DetachedMount::clone_from(rootfs, true)?;
+    tree.settle(false)?;
+    tree.attach(rootfs)?;
+    chdir(rootfs)?;
+    // Onto itself, and what was the root away from above it.
+    pivot_root(".", ".")?;
+    umount2(".", MntFlags::MNT_DETACH)?;
+    Ok(chdir("/")?)
 }
 
 const NOTE: &str = "stand-in.json";
