@@ -8,8 +8,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{
     AddressFamily, Backlog, NetlinkAddr, SockFlag, SockProtocol, SockType, VsockAddr, bind, listen, socket,
 };
@@ -20,7 +21,7 @@ use tokio::time::timeout;
 use kata_sys::listener;
 use kata_wire::names;
 
-use crate::descriptor::{Descriptor, watch};
+use crate::descriptor::{Descriptor, watch, watch_for};
 use crate::modules::Modules;
 
 const PORTS: &str = "/sys/class/virtio-ports";
@@ -28,6 +29,10 @@ const PORTS: &str = "/sys/class/virtio-ports";
 /// How long a port may take to appear when the machine has a console device, and when none has been seen yet.
 const PORT_LIMIT: Duration = Duration::from_secs(10);
 const DEVICE_LIMIT: Duration = Duration::from_secs(1);
+
+/// Kinds of virtio devices.
+const CONSOLE: &str = "0x0003";
+const VSOCK: &str = "0x0013";
 
 /// Longest event of the kernel, bytes.
 const LONGEST_EVENT: usize = 8192;
@@ -51,9 +56,14 @@ impl Channel {
             tracing::info!(port = %port.display(), "channel found");
             return Ok(Self::Port(port));
         }
+        if !has_device(VSOCK) {
+            bail!(
+                "the machine has neither a virtio-serial port {} nor vsock",
+                names::CHANNEL_PORT
+            );
+        }
         modules.load("vmw_vsock_virtio_transport")?;
-        let listener = listen_on_vsock()
-            .with_context(|| format!("no virtio-serial port {} and no vsock either", names::CHANNEL_PORT))?;
+        let listener = listen_on_vsock().context("listen on vsock")?;
         tracing::info!(port = names::CHANNEL_VSOCK_PORT, "listening on vsock");
         Ok(Self::Vsock(listener))
     }
@@ -86,21 +96,28 @@ fn open_port(path: &Path) -> io::Result<OwnedFd> {
         .map(OwnedFd::from)
 }
 
-/// A port whose host end nobody has opened reports a hang-up and reads as ended. Each change of that wakes whoever
-/// watches it, so this asks again only then.
+/// A port whose host end nobody has opened reports a hang-up and reads as ended. Each change of that is an edge. The
+/// runtime takes a hang-up for final, so an epoll instance of our own waits for the edges, and the runtime for that.
 async fn wait_for_host(port: OwnedFd) -> io::Result<Descriptor> {
-    let port = Descriptor::new(port)?;
-    loop {
-        let mut ready = port.watched().ready(Interest::READABLE | Interest::WRITABLE).await?;
-        let mut state = [PollFd::new(port.as_fd(), PollFlags::POLLIN | PollFlags::POLLOUT)];
-        poll(&mut state, PollTimeout::ZERO)?;
-        let seen = state[0].revents().unwrap_or(PollFlags::empty());
-        if !seen.is_empty() && !seen.contains(PollFlags::POLLHUP) {
-            break;
-        }
+    let edges = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    let interest = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
+    edges.add(&port, EpollEvent::new(interest, 0))?;
+    let watched = watch_for(edges.0.as_fd(), Interest::READABLE)?;
+    while !has_host(&port)? {
+        let mut ready = watched.readable().await?;
+        edges.wait(&mut [EpollEvent::empty()], EpollTimeout::ZERO)?;
         ready.clear_ready();
     }
-    Ok(port)
+    drop(watched);
+    Descriptor::new(port)
+}
+
+fn has_host(port: &OwnedFd) -> io::Result<bool> {
+    let mut state = [PollFd::new(port.as_fd(), PollFlags::POLLIN | PollFlags::POLLOUT)];
+    poll(&mut state, PollTimeout::ZERO)?;
+    let [state] = state;
+    let seen = state.revents().unwrap_or(PollFlags::POLLHUP);
+    Ok(!seen.contains(PollFlags::POLLHUP))
 }
 
 async fn find_port() -> anyhow::Result<Option<PathBuf>> {
@@ -109,7 +126,7 @@ async fn find_port() -> anyhow::Result<Option<PathBuf>> {
     if let Ok(found) = timeout(DEVICE_LIMIT, next_port(&events)).await {
         return found.map(Some);
     }
-    if !has_console_device() {
+    if !has_device(CONSOLE) {
         return Ok(None);
     }
     match timeout(PORT_LIMIT, next_port(&events)).await {
@@ -139,13 +156,13 @@ fn named_port(ports: &Path, name: &str) -> Option<std::ffi::OsString> {
         .map(|port| port.file_name())
 }
 
-fn has_console_device() -> bool {
-    const CONSOLE: &str = "0x0003";
+/// Whether the machine has a virtio device of this kind, as `/sys` writes it.
+fn has_device(kind: &str) -> bool {
     fs::read_dir("/sys/bus/virtio/devices")
         .into_iter()
         .flatten()
         .flatten()
-        .any(|device| fs::read_to_string(device.path().join("device")).is_ok_and(|kind| kind.trim_end() == CONSOLE))
+        .any(|device| fs::read_to_string(device.path().join("device")).is_ok_and(|found| found.trim_end() == kind))
 }
 
 fn kernel_events() -> nix::Result<OwnedFd> {
