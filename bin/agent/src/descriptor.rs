@@ -25,11 +25,6 @@ impl Descriptor {
         fcntl(&fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
         Ok(Self(Arc::new(watch(fd)?)))
     }
-
-    /// The watched descriptor itself.
-    pub fn watched(&self) -> &AsyncFd<OwnedFd> {
-        &self.0
-    }
 }
 
 /// Watches `fd` for reading and writing.

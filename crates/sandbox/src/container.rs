@@ -210,7 +210,7 @@ impl Sandbox {
         };
         state.pod.created(&container.id, true);
         let mut things = ProcessThings::new(container.stdio.clone(), Vec::new());
-        things.copying = Some(copying);
+        things.copies(copying);
         state.processes.insert(process.clone(), things);
         state.containers.insert(
             container.id.clone(),

@@ -102,7 +102,7 @@ impl Sandbox {
         let wanted = process.clone();
         self.ask(move |state| {
             if let Some(things) = state.processes.get_mut(&wanted) {
-                things.copying = Some(copying);
+                things.copies(copying);
             }
         })
         .await?;
@@ -180,12 +180,8 @@ impl Sandbox {
         let wanted = process.clone();
         self.ask(move |state| -> Result<(), Refusal> {
             state.pod.phase(&wanted)?;
-            if let Some(copying) = state
-                .processes
-                .get_mut(&wanted)
-                .and_then(|things| things.copying.as_mut())
-            {
-                copying.close_stdin();
+            if let Some(things) = state.processes.get_mut(&wanted) {
+                things.close_stdin();
             }
             Ok(())
         })

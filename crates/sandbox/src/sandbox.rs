@@ -88,6 +88,8 @@ pub struct Surroundings {
 pub(crate) struct ProcessThings {
     pub stdio: Stdio,
     pub copying: Option<Copying>,
+    /// The client has said that its input ends, perhaps before the process was started.
+    pub stdin_closed: bool,
     pub exit: watch::Sender<Option<ExitStatus>>,
     /// The `process` object of an exec that has not been started yet.
     pub exec_json: Vec<u8>,
@@ -98,8 +100,27 @@ impl ProcessThings {
         Self {
             stdio,
             copying: None,
+            stdin_closed: false,
             exit: watch::Sender::new(None),
             exec_json,
+        }
+    }
+}
+
+impl ProcessThings {
+    /// Copying is under way from now on.
+    pub fn copies(&mut self, mut copying: Copying) {
+        if self.stdin_closed {
+            copying.close_stdin();
+        }
+        self.copying = Some(copying);
+    }
+
+    /// The client's input ends, now or as soon as copying begins.
+    pub fn close_stdin(&mut self) {
+        self.stdin_closed = true;
+        if let Some(copying) = &mut self.copying {
+            copying.close_stdin();
         }
     }
 }

@@ -73,6 +73,12 @@ impl Lab {
         self.dir.path().join(name)
     }
 
+    fn fifo(&self, name: &str) -> PathBuf {
+        let path = self.path(name);
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("mkfifo");
+        path
+    }
+
     async fn create(&self) -> Result<(), SandboxError> {
         self.sandbox.create(self.container(Stdio::default())).await
     }
@@ -312,15 +318,10 @@ fn a_start_that_fails_is_an_exit() {
 fn stdio_flows_both_ways_until_the_client_closes_it() {
     run(|| async {
         let lab = Lab::new(FakeVmm::default(), Faults::none());
-        let fifo = |name: &str| {
-            let path = lab.path(name);
-            nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("mkfifo");
-            path
-        };
         let stdio = Stdio {
             terminal: false,
-            stdin: Some(fifo("in")),
-            stdout: Some(fifo("out")),
+            stdin: Some(lab.fifo("in")),
+            stdout: Some(lab.fifo("out")),
             stderr: None,
         };
         lab.sandbox.create(lab.container(stdio)).await.expect("create");
@@ -350,6 +351,46 @@ fn stdio_flows_both_ways_until_the_client_closes_it() {
         }
         assert!(reader.join().expect("reader") == expected, "every byte, in order");
         lab.sandbox.shut_down().await;
+    });
+}
+
+#[test]
+fn input_that_ends_before_the_process_is_started_ends_all_the_same() {
+    run(|| async {
+        let lab = Lab::new(FakeVmm::default(), Faults::none());
+        lab.create().await.expect("create");
+        lab.sandbox.start(&init()).await.expect("start");
+        let (input, output) = (lab.fifo("in"), lab.fifo("out"));
+        let mut client = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&input)
+            .expect("open");
+        client.write_all(b"all there is").expect("write");
+        let reader = std::fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(&output)
+            .expect("open");
+        let stdio = Stdio {
+            stdin: Some(input),
+            stdout: Some(output),
+            ..Stdio::default()
+        };
+        lab.sandbox
+            .add_exec(&exec("e"), &process_json(), stdio)
+            .await
+            .expect("exec");
+        lab.sandbox.close_stdin(&exec("e")).await.expect("close");
+        lab.sandbox.start(&exec("e")).await.expect("start");
+        drop(client);
+        let mut echoed = [0; 12];
+        let read = tokio::task::spawn_blocking(move || (&reader).read_exact(&mut echoed).map(|()| echoed));
+        assert_eq!(&read.await.expect("join").expect("read"), b"all there is");
+        assert!(
+            lab.vmm.agent.inputs_ended().await,
+            "the process has seen the end of its input"
+        );
     });
 }
 

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::stream;
@@ -12,7 +13,7 @@ use kata_wire::mux::{self, Incoming, Side, Stream};
 use kata_wire::proto;
 use kata_wire::stream::{Header, Kind};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use ttrpc::Code;
 use ttrpc::asynchronous::transport::Listener;
 use ttrpc::asynchronous::{Server, TtrpcContext};
@@ -25,6 +26,7 @@ struct State {
     requests: Vec<String>,
     processes: BTreeMap<Id, Exit>,
     failing: Option<(String, Code, String)>,
+    input_ended: Arc<Notify>,
 }
 
 /// The test's hand on the agent.
@@ -51,6 +53,14 @@ impl FakeAgent {
         if let Some(exit) = self.state().processes.get(&(container.to_owned(), exec.to_owned())) {
             exit.send_replace(Some(code));
         }
+    }
+
+    /// Waits, at most five seconds, until a process has seen the end of its input; answers whether one has.
+    pub async fn inputs_ended(&self) -> bool {
+        let ended = self.state().input_ended.clone();
+        tokio::time::timeout(Duration::from_secs(5), ended.notified())
+            .await
+            .is_ok()
     }
 
     /// Ids of the containers and execs there are.
@@ -96,7 +106,8 @@ impl FakeAgent {
                 }
                 Kind::Stdout => {
                     if let Some(input) = inputs.remove(&id) {
-                        tokio::spawn(echo(input, stream));
+                        let ended = self.state().input_ended.clone();
+                        tokio::spawn(echo(input, stream, ended));
                     }
                 }
                 // Nothing is ever printed there; it ends at once.
@@ -134,13 +145,14 @@ impl FakeAgent {
     }
 }
 
-async fn echo(mut input: Stream, mut output: Stream) {
+async fn echo(mut input: Stream, mut output: Stream, ended: Arc<Notify>) {
     let mut block = vec![0; 4096];
     while let Ok(length @ 1..) = input.read(&mut block).await {
         if output.write_all(&block[..length]).await.is_err() || output.flush().await.is_err() {
             return;
         }
     }
+    ended.notify_one();
     let _ = input.shutdown().await;
     let _ = output.shutdown().await;
     // Both halves stay until the peer is done with them.
