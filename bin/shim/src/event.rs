@@ -223,12 +223,12 @@ mod tests {
             at_unix_nanos: 5_000_000_007,
         };
         let request = forward_request(&Event::Exited(process, status), "ns");
-        let envelope = request.envelope.expect("envelope");
+        let envelope = request.envelope.into_option().expect("envelope");
         assert_eq!(
             (envelope.topic.as_str(), envelope.namespace.as_str()),
             ("/tasks/exit", "ns")
         );
-        let any = envelope.event.expect("event");
+        let any = envelope.event.into_option().expect("event");
         assert_eq!(any.type_url, "containerd.events.TaskExit");
         let exit = messages::TaskExit::parse_from_bytes(&any.value).expect("decode");
         assert_eq!(

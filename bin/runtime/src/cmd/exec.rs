@@ -110,14 +110,7 @@ async fn execute(args: Args, globals: &Globals) -> anyhow::Result<u8> {
     ran
 }
 
-fn leave(
-    args: &Args,
-    found: &Found,
-    exec: &str,
-    ends: Ends,
-    bundle: &Bundle,
-    terminal: bool,
-) -> anyhow::Result<u8> {
+fn leave(args: &Args, found: &Found, exec: &str, ends: Ends, bundle: &Bundle, terminal: bool) -> anyhow::Result<u8> {
     let stand_in = StandIn {
         home: &found.home,
         id: &args.id,

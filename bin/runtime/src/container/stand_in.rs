@@ -147,7 +147,13 @@ pub async fn stand_in(args: Args) -> Result<u8> {
 /// a running container look for them by the pid; what they find must be the container's, and never the host's.
 fn enter(rootfs: &Path) -> Result<()> {
     unshare(CloneFlags::CLONE_NEWNS)?;
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+    mount(
+        None::<&str>,
+        "/",
+        None::<&str>,
+        MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+        None::<&str>,
+    )?;
     let tree = DetachedMount::clone_from(rootfs, true)?;
     tree.settle(false)?;
     tree.attach(rootfs)?;
