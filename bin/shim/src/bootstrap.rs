@@ -6,7 +6,7 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
 use containerd_shim_protos::protobuf::{Message, MessageField};
@@ -65,26 +65,17 @@ fn pod_home(bundle: &Path, pod: &str) -> Result<Home> {
 }
 
 fn open_home(flags: &Flags, bundle: &Path, home: &Home) -> Result<()> {
-    if let Err(error) = home.create() {
-        if error.kind() != std::io::ErrorKind::AlreadyExists {
-            return Err(error).with_context(|| format!("cannot make {}", home.path().display()));
-        }
-        if home.read().is_ok() {
-            bail!("container with id \"{}\" exists already", flags.id);
-        }
-        // Somebody died here before there was anything to clean up.
-        recover::clean(home)?;
-        home.create()
-            .with_context(|| format!("cannot make {}", home.path().display()))?;
-    }
-    start_process(flags, bundle, home).inspect_err(|_| {
+    let record = Record::new(flags.id.clone(), flags.namespace.clone(), bundle.to_owned());
+    home.create(&record).map_err(|error| match error.kind() {
+        std::io::ErrorKind::AlreadyExists => anyhow!("container with id \"{}\" exists already", flags.id),
+        _ => anyhow::Error::new(error).context(format!("cannot make {}", home.path().display())),
+    })?;
+    start_process(flags, bundle, home, record).inspect_err(|_| {
         let _ = recover::clean(home);
     })
 }
 
-fn start_process(flags: &Flags, bundle: &Path, home: &Home) -> Result<()> {
-    let record = Record::new(flags.id.clone(), flags.namespace.clone(), bundle.to_owned());
-    home.write(&record)?;
+fn start_process(flags: &Flags, bundle: &Path, home: &Home, record: Record) -> Result<()> {
     // Listening before the process runs: whoever connects need not wait for it.
     let socket = home.task_socket();
     let listener = UnixListener::bind(&socket).with_context(|| format!("cannot listen on {}", socket.display()))?;

@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use kata_sys::process;
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -16,6 +17,10 @@ use sha2::{Digest, Sha256};
 pub const RUN_ROOT: &str = "/run/kata";
 
 const RECORD: &str = "record.json";
+
+/// How the name of a directory begins that is being made.
+const FRESH: &str = ".new-";
+
 const VERSION: u32 = 1;
 
 /// The directory of one sandbox.
@@ -47,7 +52,8 @@ impl Home {
         let mut homes = Vec::new();
         for entry in entries {
             let entry = entry?;
-            if entry.file_type()?.is_dir() {
+            let is_fresh = entry.file_name().as_encoded_bytes().starts_with(FRESH.as_bytes());
+            if entry.file_type()?.is_dir() && !is_fresh {
                 homes.push(Self(entry.path()));
             }
         }
@@ -80,22 +86,63 @@ impl Home {
         self.0.join("sandbox.log")
     }
 
-    /// Makes the directory, for root's eyes only.
+    /// Makes the directory, for root's eyes only, with its record in it: nobody ever sees it without one.
     ///
     /// # Errors
-    /// `AlreadyExists` when it is there.
-    pub fn create(&self) -> io::Result<()> {
+    /// `AlreadyExists` when it is there; what making or writing failed with. Nothing is left then.
+    pub fn create(&self, record: &Record) -> io::Result<()> {
         use std::os::unix::fs::DirBuilderExt;
         let mut builder = std::fs::DirBuilder::new();
-        builder.mode(0o711).recursive(true).create(RUN_ROOT)?;
-        builder.mode(0o700).recursive(false).create(&self.0)
+        if let Some(parent) = self.0.parent() {
+            builder.mode(0o711).recursive(true).create(parent)?;
+        }
+        let fresh = self.fresh(std::process::id());
+        builder.mode(0o700).recursive(false).create(&fresh)?;
+        let made = Self(fresh.clone())
+            .write(record)
+            .map_err(io::Error::other)
+            .and_then(|()| {
+                Ok(renameat2(
+                    AT_FDCWD,
+                    &fresh,
+                    AT_FDCWD,
+                    &self.0,
+                    RenameFlags::RENAME_NOREPLACE,
+                )?)
+            });
+        if made.is_err() {
+            let _ = std::fs::remove_dir_all(&fresh);
+        }
+        made
     }
 
-    /// Removes the directory and all in it. That it is not there is no error.
+    /// Where the process `maker` makes the directory before it has its name.
+    fn fresh(&self, maker: u32) -> PathBuf {
+        let key = self.0.file_name().unwrap_or_default().to_string_lossy();
+        self.0.with_file_name(format!("{FRESH}{key}-{maker}"))
+    }
+
+    /// Removes the directory and all in it, and what makers that were killed have left. That there is nothing is no
+    /// error.
     ///
     /// # Errors
     /// What the removal failed with.
     pub fn remove(&self) -> io::Result<()> {
+        let siblings = self.0.parent().and_then(|parent| std::fs::read_dir(parent).ok());
+        let key = self.0.file_name().unwrap_or_default().to_string_lossy();
+        for sibling in siblings.into_iter().flatten().flatten() {
+            let name = sibling.file_name();
+            let maker = name.to_str().and_then(|name| {
+                name.strip_prefix(FRESH)?
+                    .strip_prefix(&*key)?
+                    .strip_prefix('-')?
+                    .parse()
+                    .ok()
+            });
+            if maker.is_some_and(|maker: u32| process::start_ticks(maker).is_err()) {
+                std::fs::remove_dir_all(sibling.path())?;
+            }
+        }
         match std::fs::remove_dir_all(&self.0) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other,
@@ -281,6 +328,27 @@ mod tests {
         home.write(&sample()).expect("replace");
         assert_eq!(home.read().expect("read"), sample());
         assert_eq!(std::fs::read_dir(dir.path()).expect("list").count(), 1);
+    }
+
+    #[test]
+    fn a_directory_is_never_seen_without_its_record_nor_made_twice() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let home = Home::at(dir.path().join("key"));
+        home.create(&sample()).expect("create");
+        assert_eq!(home.read().expect("read"), sample());
+        let again = home.create(&sample()).expect_err("taken");
+        assert_eq!(again.kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(
+            std::fs::read_dir(dir.path()).expect("list").count(),
+            1,
+            "nothing half made stays"
+        );
+        // One whose maker was killed in the middle, and one that is being made.
+        let (left, in_work) = (home.fresh(u32::MAX), home.fresh(std::process::id()));
+        std::fs::create_dir(&left).expect("mkdir");
+        std::fs::create_dir(&in_work).expect("mkdir");
+        home.remove().expect("remove");
+        assert!(!home.path().exists() && !left.exists() && in_work.exists());
     }
 
     #[test]
