@@ -3,11 +3,14 @@
 
 use std::collections::HashMap;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use kata_e2e::against_both;
 use kata_e2e::bundle::Bundle;
+use kata_e2e::command::Cmd;
 use kata_e2e::fixture::Shared;
 use kata_e2e::lab::Lab;
+use kata_e2e::places;
 use kata_e2e::runtime::{Kind, Runtime};
 use serde_json::{Value, json};
 
@@ -22,6 +25,7 @@ against_both!(
     devices,
     temporary_file_systems,
     bind_mounts,
+    a_file_mapped_shared,
     host_name_directory_and_environment,
     oom_score,
     system_call_filter,
@@ -52,6 +56,7 @@ const ASKED: &[(&str, &str)] = &[
     ),
     ("bind-dir", "cat /data/hello; echo from inside >/data/answer"),
     ("bind-ro", "cat /data-ro/hello; touch /data-ro/file"),
+    ("mapped", "/data/map-shared /data/mapped; cat /data/mapped"),
     ("bind-file", "cat /etc/e2e.conf; echo x >>/etc/e2e.conf"),
     ("uts", "hostname; pwd; env"),
     ("oom", "cat /proc/self/oom_score_adj"),
@@ -80,6 +85,7 @@ fn look(kind: Kind, lab: &Lab) -> View {
     std::fs::create_dir(&data).expect("data");
     std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o777)).expect("mode");
     std::fs::write(data.join("hello"), "from outside\n").expect("hello");
+    compile(MAP_SHARED, &data.join("map-shared"));
     let sections = ASKED
         .iter()
         .map(|(name, ask)| format!("echo '== {name}'; {{ {ask}; }} 2>&1\n"));
@@ -103,6 +109,32 @@ fn look(kind: Kind, lab: &Lab) -> View {
         sections.insert(name.to_owned(), text.to_owned());
     }
     View { sections, data }
+}
+
+const MAP_SHARED: &str = r#"
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+int main(int argc, char **argv) {
+    static const char text[] = "written through memory\n";
+    int file = open(argv[argc - 1], O_RDWR | O_CREAT | O_TRUNC, 0644);
+    if (file < 0 || ftruncate(file, sizeof text - 1)) { perror("file"); return 1; }
+    char *memory = mmap(0, sizeof text - 1, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    if (memory == MAP_FAILED) { perror("mmap"); return 1; }
+    memcpy(memory, text, sizeof text - 1);
+    return msync(memory, sizeof text - 1, MS_SYNC);
+}
+"#;
+
+/// A static program, for containers that have no libc.
+fn compile(source: &str, program: &Path) {
+    let file = program.with_extension("c");
+    std::fs::write(&file, source).expect("source");
+    let compiler = Cmd::new(places::tool("musl-gcc")).args(["-static", "-Os", "-o"]);
+    compiler.arg(program).arg(&file).run().ok();
+    std::fs::remove_file(file).expect("source");
 }
 
 fn everything(spec: &mut Value) {
@@ -243,6 +275,13 @@ fn bind_mounts(kind: Kind) {
     assert!(mount_options(kind, "/data-ro").contains(&"nosuid"));
     assert!(section(kind, "bind-file").starts_with("from outside\n"));
     assert_eq!(answer("hello").expect("still there"), "from outside\n");
+}
+
+/// As databases do it; a share that does not let them is of no use to them.
+fn a_file_mapped_shared(kind: Kind) {
+    assert_eq!(section(kind, "mapped"), "written through memory\n");
+    let seen = std::fs::read_to_string(view(kind).data.join("mapped")).expect("the host sees it");
+    assert_eq!(seen, "written through memory\n");
 }
 
 fn host_name_directory_and_environment(kind: Kind) {

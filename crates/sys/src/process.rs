@@ -184,9 +184,11 @@ mod tests {
         first_writer.write_all(b"first ").expect("write");
         second_writer.write_all(b"second").expect("write");
         drop((first_writer, second_writer));
-        let mut command = Command::new("sh");
-        let script = format!("cat <&{}; cat <&{}", second.as_raw_fd(), first.as_raw_fd());
-        command.args(["-c", &script]).stdout(Stdio::piped());
+        let mut command = Command::new("cat");
+        let inherited = |fd: &io::PipeReader| format!("/proc/self/fd/{}", fd.as_raw_fd());
+        command
+            .args([inherited(&second), inherited(&first)])
+            .stdout(Stdio::piped());
         // Swapped.
         give_fds(
             &mut command,
@@ -195,7 +197,7 @@ mod tests {
                 (second.as_raw_fd(), first.as_raw_fd()),
             ],
         );
-        assert_eq!(command.output().expect("sh").stdout, b"first second");
+        assert_eq!(command.output().expect("cat").stdout, b"first second");
     }
 
     #[test]
