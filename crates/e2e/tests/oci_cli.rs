@@ -17,6 +17,7 @@ against_both!(
     a_container_lives_from_create_to_delete,
     signals_go_by_name_and_by_number,
     a_running_container_is_deleted_by_force,
+    a_container_that_was_never_started_is_deleted,
     a_container_is_paused_and_resumed,
     containers_and_processes_are_listed,
     a_detached_run_returns_while_the_container_runs,
@@ -178,6 +179,17 @@ fn a_running_container_is_deleted_by_force(kind: Kind) {
 
     runtime(kind).verb("state").arg(&id).run().failed();
     runtime(kind).delete_force(&id).ok();
+}
+
+fn a_container_that_was_never_started_is_deleted(kind: Kind) {
+    let id = name(kind, "unstarted");
+    let bundle = Bundle::args(lab(), &id, &["sleep", "1000"]);
+    runtime(kind).create(&bundle, &id).ok();
+    assert_eq!(runtime(kind).status(&id), "created");
+
+    runtime(kind).delete(&id).ok();
+
+    runtime(kind).verb("state").arg(&id).run().failed();
 }
 
 fn a_container_is_paused_and_resumed(kind: Kind) {

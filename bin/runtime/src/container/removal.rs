@@ -41,7 +41,8 @@ async fn ask(connection: &Connection, force: bool) -> Result<()> {
     if let Ok(state) = state {
         let status = state.status.enum_value_or(Status::UNKNOWN);
         let over = status == Status::STOPPED;
-        if !over && !force {
+        // As runc: what was never started has nothing to lose.
+        if !over && status != Status::CREATED && !force {
             let word = format!("{status:?}").to_lowercase();
             bail!(
                 "cannot delete container \"{}\" that is not stopped: {word}",
