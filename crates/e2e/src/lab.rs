@@ -41,6 +41,7 @@ impl Lab {
         let mut shell = std::process::Command::new("setsid")
             .args(["bash", "-c", include_str!("lab.sh"), "lab.sh", &name])
             .arg(&scratch)
+            .env("KATA_E2E_WORKSPACE", places::workspace())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

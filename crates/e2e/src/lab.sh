@@ -1,7 +1,9 @@
 # A private room for engines: own mounts, network, processes, cgroups, /run and /tmp. It lives as long as its stdin is
 # open, so it cannot outlive the test that holds the other end, however that test ends.
 #
-#   lab.sh NAME SCRATCH     prints the host's pid of the room's first process once the room is ready
+#   KATA_E2E_WORKSPACE=DIR lab.sh NAME SCRATCH
+#
+# It prints the host's pid of the room's first process once the room is ready; DIR is seen in the room as it is outside.
 set -eu
 name=$1 scratch=$2
 outer=()
@@ -52,7 +54,14 @@ done </proc/self/cgroup
         done </proc/self/cgroup
         mount -t proc proc /proc
         mount -t tmpfs -o mode=755 tmpfs /run
+        mkdir /run/workspace
+        mount --bind "$KATA_E2E_WORKSPACE" /run/workspace
         for dir in /tmp /var/tmp /dev/shm; do mount -t tmpfs -o mode=1777 tmpfs "$dir"; done
+        # It may itself lie below one of them.
+        mkdir -p "$KATA_E2E_WORKSPACE"
+        mount --move /run/workspace "$KATA_E2E_WORKSPACE"
+        rmdir /run/workspace
+        cd "$KATA_E2E_WORKSPACE"
         mkdir -p /run/lock /run/netns
         mount --bind /run/netns /run/netns
         mount --make-shared /run/netns

@@ -14,4 +14,5 @@ pub mod kernel;
 pub mod manifest;
 pub mod modules;
 pub mod package;
+pub mod signature;
 pub mod store;

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::command::CommandError;
 use crate::image::bzimage::Compression;
 use crate::image::elf::{Elf, ElfError};
+use crate::image::signature;
 
 /// Why modules cannot be chosen.
 #[derive(Debug, thiserror::Error)]
@@ -291,6 +292,7 @@ impl Tree {
                 path: path.to_owned(),
                 source,
             })?;
+        let bytes = signature::strip(bytes);
         let damaged = |source| ModulesError::Elf {
             path: path.to_owned(),
             source,
