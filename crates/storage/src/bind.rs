@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use kata_sys::mount::DetachedMount;
+use kata_sys::tree::Tree;
 use nix::mount::{MntFlags, umount2};
 
 /// Why a bind mount was not made.
@@ -44,7 +44,7 @@ pub fn bind(from: &Path, to: &Path, how: Bind) -> Result<(), BindError> {
     make_target(to, how.directory).map_err(failed("create the mount point"))?;
     // Changed before it is seen: the flags of a mount do not follow it into the namespaces that it spreads to, so a
     // mount made writable first would stay writable for the file server.
-    let tree = DetachedMount::clone_from(from, how.recursive).map_err(failed("open the source"))?;
+    let tree = Tree::copy(from, how.recursive).map_err(failed("open the source"))?;
     tree.settle(how.read_only).map_err(failed("settle the copy"))?;
     tree.attach(to).map_err(failed("attach"))
 }

@@ -7,7 +7,6 @@ pub mod entropy;
 pub mod kvm;
 pub mod listener;
 pub mod loopback;
-pub mod mount;
 pub mod passing;
 pub mod process;
 pub mod pty;

@@ -74,7 +74,28 @@ impl Tree {
     /// What `mount_setattr` failed with.
     pub fn set(&self, attributes: Attributes, recursive: bool) -> io::Result<()> {
         let recursive = if recursive { libc::AT_RECURSIVE } else { 0 };
-        set_at(self.0.as_raw_fd(), EMPTY, libc::AT_EMPTY_PATH | recursive, attributes)
+        change(
+            self.0.as_raw_fd(),
+            EMPTY,
+            libc::AT_EMPTY_PATH | recursive,
+            attributes,
+            AS_IT_IS,
+        )
+    }
+
+    /// Separates the tree from its original: what is mounted below either later does not appear below the other. With
+    /// `read_only`, nobody can write through it. Both hold for the mounts below it too.
+    ///
+    /// # Errors
+    /// What `mount_setattr` failed with.
+    pub fn settle(&self, read_only: bool) -> io::Result<()> {
+        let attributes = if read_only {
+            Attributes::READ_ONLY
+        } else {
+            Attributes::default()
+        };
+        let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
+        change(self.0.as_raw_fd(), EMPTY, flags, attributes, libc::MS_PRIVATE)
     }
 
     /// The number of the descriptor that holds the tree.
@@ -113,19 +134,24 @@ impl Tree {
 /// What `mount_setattr` failed with.
 pub fn set_attributes(path: &Path, attributes: Attributes, recursive: bool) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    set_at(
-        libc::AT_FDCWD,
-        &path,
-        if recursive { libc::AT_RECURSIVE } else { 0 },
-        attributes,
-    )
+    let flags = if recursive { libc::AT_RECURSIVE } else { 0 };
+    change(libc::AT_FDCWD, &path, flags, attributes, AS_IT_IS)
 }
 
-fn set_at(directory: RawFd, path: &CStr, flags: libc::c_int, attributes: Attributes) -> io::Result<()> {
+/// No change of propagation.
+const AS_IT_IS: u64 = 0;
+
+fn change(
+    directory: RawFd,
+    path: &CStr,
+    flags: libc::c_int,
+    attributes: Attributes,
+    propagation: u64,
+) -> io::Result<()> {
     let attributes = libc::mount_attr {
         attr_set: attributes.set,
         attr_clr: attributes.clear,
-        propagation: 0,
+        propagation,
         userns_fd: 0,
     };
     // SAFETY: the path is a terminated string and the attributes a struct of the size given; both live through the call,

@@ -9,9 +9,9 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 use kata_sandbox::record::{Home, Mark};
-use kata_sys::mount::DetachedMount;
 use kata_sys::process::{give_fds, take_fd};
 use kata_sys::terminal;
+use kata_sys::tree::Tree;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{chdir, pivot_root};
@@ -154,7 +154,7 @@ fn enter(rootfs: &Path) -> Result<()> {
         MsFlags::MS_REC | MsFlags::MS_PRIVATE,
         None::<&str>,
     )?;
-    let tree = DetachedMount::clone_from(rootfs, true)?;
+    let tree = Tree::copy(rootfs, true)?;
     tree.settle(false)?;
     tree.attach(rootfs)?;
     chdir(rootfs)?;
