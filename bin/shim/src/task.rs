@@ -6,7 +6,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use containerd_shim_protos::api;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use containerd_shim_protos::protobuf::{CodedInputStream, EnumOrUnknown, MessageField};
+use containerd_shim_protos::protobuf::{CodedInputStream, EnumOrUnknown, Message, MessageField};
+use containerd_shim_protos::shim::oci;
 use containerd_shim_protos::shim_async::Task;
 use kata_sandbox::lifecycle::{ExitStatus, Phase};
 use kata_sandbox::stdio::Stdio;
@@ -114,6 +115,23 @@ fn status_of(phase: Phase) -> api::Status {
         Phase::Paused => api::Status::PAUSED,
         Phase::Stopped(_) | Phase::Deleting(_) => api::Status::STOPPED,
     }
+}
+
+/// What containerd's clients know to print of an exec; nothing of other processes.
+fn details(exec_id: String) -> Option<Any> {
+    if exec_id.is_empty() {
+        return None;
+    }
+    let details = oci::ProcessDetails {
+        exec_id,
+        ..Default::default()
+    };
+    let value = details.write_to_bytes().ok()?;
+    Some(Any {
+        type_url: "containerd.runc.v1.ProcessDetails".to_owned(),
+        value,
+        ..Default::default()
+    })
 }
 
 /// Answers and errors of a call whose answer is empty.
@@ -291,17 +309,20 @@ impl Task for TaskService {
         Ok(api::Empty::new())
     }
 
-    /// The pids that a host can use: that of the sandbox process. Those of the guest mean nothing here; `kata-runtime ps`
-    /// shows them.
+    /// One entry a process of the container, each with the pid that a host can use: that of the sandbox process. Those of
+    /// the guest mean nothing here, or worse, somebody else; `kata-runtime ps` shows them.
     async fn pids(&self, _: &TtrpcContext, request: api::PidsRequest) -> ttrpc::Result<api::PidsResponse> {
-        let state = self.sandbox().await?.state(&process(&request.id, "")).await;
-        state.map_err(status::from_sandbox)?;
-        let mut response = api::PidsResponse::new();
-        response.processes.push(api::ProcessInfo {
+        let processes = self.sandbox().await?.processes(&request.id).await;
+        let processes = processes.map_err(status::from_sandbox)?.processes;
+        let entries = processes.into_iter().map(|process| api::ProcessInfo {
             pid: std::process::id(),
+            info: details(process.exec_id).into(),
             ..Default::default()
         });
-        Ok(response)
+        Ok(api::PidsResponse {
+            processes: entries.collect(),
+            ..Default::default()
+        })
     }
 
     async fn stats(&self, _: &TtrpcContext, request: api::StatsRequest) -> ttrpc::Result<api::StatsResponse> {

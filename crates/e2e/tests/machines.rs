@@ -1,0 +1,92 @@
+//! The machines and shares that are not the default: each runs a container that writes to its root file system and to a
+//! volume.
+
+use std::path::Path;
+use std::time::Duration;
+
+use kata_e2e::bundle::Bundle;
+use kata_e2e::command::Cmd;
+use kata_e2e::fixture::Shared;
+use kata_e2e::lab::Lab;
+use kata_e2e::places;
+
+fn lab() -> &'static Lab {
+    static LAB: Shared<Lab> = Shared::new();
+    LAB.get(Lab::open)
+}
+
+/// Assets with the distribution's generic kernel, which has 9p. Built outside the lab, which has no network.
+fn generic_assets() -> &'static Path {
+    static ASSETS: Shared<std::path::PathBuf> = Shared::new();
+    ASSETS.get(|| {
+        let out = lab().scratch().join("generic");
+        let build = Cmd::new(places::ours("kata-runtime"))
+            .args(["image", "build", "--kernel-package", "linux-image-amd64", "--out"])
+            .arg(&out);
+        build.limit(Duration::from_secs(300)).run().ok();
+        out.join("current")
+    })
+}
+
+/// Runs a container under a configuration; answers what it said.
+fn run_with(name: &str, configuration: &str) -> String {
+    let data = lab().scratch().join(format!("{name}-data"));
+    std::fs::create_dir(&data).expect("data");
+    std::fs::write(data.join("hello"), "from outside\n").expect("hello");
+    let script =
+        "grep ' / ' /proc/mounts; uname -r; echo kept >/file; cat /file /data/hello; echo answer >/data/answer";
+    let bundle = Bundle::script(lab(), name, script).mount("/data", "bind", &data, &["rbind", "rw"]);
+    let file = lab().scratch().join(format!("{name}.toml"));
+    std::fs::write(&file, configuration).expect("configuration");
+    let run = lab()
+        .command(places::ours("kata-runtime"))
+        .arg("--kata-config")
+        .arg(&file);
+    let run = run
+        .args(["--root", "/run/e2e-machines", "run", "--bundle"])
+        .arg(bundle.dir())
+        .arg(name);
+    let said = run.run().ok().text();
+    assert!(said.ends_with("kept\nfrom outside\n"), "{said}");
+    let answer = std::fs::read_to_string(data.join("answer")).expect("written inside");
+    assert_eq!(answer, "answer\n");
+    assert_eq!(
+        std::fs::read_to_string(bundle.rootfs().join("file")).expect("written inside"),
+        "kept\n"
+    );
+    said
+}
+
+#[test]
+fn a_share_by_9p() {
+    let assets = generic_assets().display();
+    let said = run_with(
+        "ninep",
+        &format!(
+            "[hypervisor.qemu]\nkernel = \"{assets}/vmlinux\"\ninitrd = \"{assets}/initrd.img\"\nshared_fs = \"virtio-9p\"\n"
+        ),
+    );
+    assert!(said.contains(" / 9p "), "{said}");
+}
+
+#[test]
+fn another_kernel_of_the_distribution() {
+    let assets = generic_assets().display();
+    let said = run_with(
+        "generic",
+        &format!("[hypervisor.qemu]\nkernel = \"{assets}/vmlinux\"\ninitrd = \"{assets}/initrd.img\"\n"),
+    );
+    assert!(said.contains(" / virtiofs ") && !said.contains("cloud"), "{said}");
+}
+
+#[test]
+fn a_microvm() {
+    let said = run_with("micro", "[hypervisor.qemu]\nmachine_type = \"microvm\"\n");
+    assert!(said.contains(" / virtiofs "), "{said}");
+}
+
+#[test]
+fn two_cpus_and_more_memory() {
+    let said = run_with("larger", "[hypervisor.qemu]\ndefault_vcpus = 2\ndefault_memory = 512\n");
+    assert!(said.contains(" / virtiofs "), "{said}");
+}
