@@ -50,6 +50,33 @@ impl Terminal {
         }
     }
 
+    /// Has the shell on the terminal wait until it sees this size.
+    ///
+    /// # Panics
+    /// When it does not in time.
+    #[track_caller]
+    pub fn expect_size(&mut self, rows: u16, columns: u16) {
+        let wanted = format!("{rows} {columns}");
+        self.type_in(&format!(
+            "until [ \"$(stty size)\" = '{wanted}' ]; do sleep 0.1; done; echo si''zed {wanted}\n"
+        ));
+        self.expect(&format!("sized {wanted}"));
+    }
+
+    /// Has the shell on the terminal run a program that does not end, and ends that with Ctrl-C.
+    ///
+    /// # Panics
+    /// When the shell does not see it end by SIGINT in time.
+    #[track_caller]
+    pub fn interrupt_a_program(&mut self) {
+        // The program says itself that it runs: before, Ctrl-C would be meant for the shell.
+        self.type_in("sh -c \"echo g''o; exec sleep 1000\"\n");
+        self.expect("go");
+        self.type_in("\x03");
+        self.type_in("echo co''de=$?\n");
+        self.expect("code=130");
+    }
+
     /// Types text.
     #[track_caller]
     pub fn type_in(&mut self, text: &str) {

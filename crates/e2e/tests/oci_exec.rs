@@ -183,17 +183,12 @@ fn an_interactive_process_has_a_terminal(kind: Kind) {
     let running = runtime(kind).verb("exec").args(["--tty", ID, "sh"]).start_on(&end);
     drop(end);
 
-    terminal.type_in("tty; stty size\n");
+    terminal.expect_size(33, 99);
+    terminal.type_in("tty\n");
     terminal.expect("/dev/pts/");
-    terminal.expect("33 99");
     terminal.resize(44, 111);
-    terminal.type_in("until [ \"$(stty size)\" = '44 111' ]; do sleep 0.1; done; echo re''sized\n");
-    terminal.expect("resized");
-    terminal.type_in("echo g''o; sleep 1000\n");
-    terminal.expect("go");
-    terminal.type_in("\x03");
-    terminal.type_in("echo co''de=$?\n");
-    terminal.expect("code=130");
+    terminal.expect_size(44, 111);
+    terminal.interrupt_a_program();
     terminal.type_in("exit 6\n");
 
     running.finish().exit(6);

@@ -31,18 +31,13 @@ fn an_interactive_run_behaves_like_a_shell(kind: Kind) {
     let running = Runtime::new(kind, lab()).run(&bundle, &id).start_on(&end);
     drop(end);
 
-    terminal.type_in("tty; stty size; [ -c /dev/console ] && echo con''sole\n");
+    terminal.expect_size(40, 100);
+    terminal.type_in("tty; [ -c /dev/console ] && echo con''sole\n");
     terminal.expect("/dev/");
-    terminal.expect("40 100");
     terminal.expect("console");
     terminal.resize(50, 120);
-    terminal.type_in("until [ \"$(stty size)\" = '50 120' ]; do sleep 0.1; done; echo re''sized\n");
-    terminal.expect("resized");
-    terminal.type_in("echo g''o; sleep 1000\n");
-    terminal.expect("go");
-    terminal.type_in("\x03");
-    terminal.type_in("echo co''de=$?\n");
-    terminal.expect("code=130");
+    terminal.expect_size(50, 120);
+    terminal.interrupt_a_program();
     terminal.type_in("exit 4\n");
 
     running.finish().exit(4);
@@ -59,13 +54,8 @@ fn a_console_socket_gets_the_terminal(kind: Kind) {
     terminal.resize(22, 77);
     runtime.start(&id).ok();
 
-    terminal.type_in("until [ \"$(stty size)\" = '22 77' ]; do sleep 0.1; done; echo si''zed\n");
-    terminal.expect("sized");
-    terminal.type_in("echo g''o; sleep 1000\n");
-    terminal.expect("go");
-    terminal.type_in("\x03");
-    terminal.type_in("echo co''de=$?\n");
-    terminal.expect("code=130");
+    terminal.expect_size(22, 77);
+    terminal.interrupt_a_program();
     terminal.type_in("exit\n");
     runtime.await_status(&id, "stopped");
     runtime.delete(&id).ok();

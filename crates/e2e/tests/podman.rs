@@ -51,13 +51,8 @@ fn a_run_on_a_terminal_is_interactive(kind: Kind) {
     let running = podman(kind).run(&["--rm", "-it"], &["sh"]).start_on(&end);
     drop(end);
     terminal.expect("#");
-    terminal.type_in("until [ \"$(stty size)\" = '31 91' ]; do sleep 0.1; done; echo si''zed\n");
-    terminal.expect("sized");
-    terminal.type_in("echo g''o; sleep 1000\n");
-    terminal.expect("go");
-    terminal.type_in("\x03");
-    terminal.type_in("echo co''de=$?\n");
-    terminal.expect("code=130");
+    terminal.expect_size(31, 91);
+    terminal.interrupt_a_program();
     terminal.type_in("exit 5\n");
     running.finish().exit(5);
 }
