@@ -12,6 +12,12 @@
 
 use kata_machine::{Accelerator, MachineError};
 
+/// Parts of a distribution's kernel that a guest does without: tracing by kprobe events, the export of format strings to
+/// tracers, a self test, and the certificates of modules that are not signed any more. 2.36 s without, 2.26 s with
+/// (medians of 7). Names that a kernel does not know are passed over by it.
+const SKIPPED: &str = "initcall_blacklist=init_kprobe_trace,init_trace_printk_function_export,crypto_kdf108_init,\
+                       load_system_certificate_list";
+
 /// A machine type with its options.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Board {
@@ -126,6 +132,7 @@ impl Board {
         if accelerator == Accelerator::Tcg {
             // With one CPU the kernel patches its thousands of lock prefixes away; for TCG that is self-modifying code.
             parameters.push("noreplace-smp");
+            parameters.push(SKIPPED);
         }
         parameters
     }

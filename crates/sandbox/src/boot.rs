@@ -19,6 +19,9 @@ use crate::step::Steps;
 /// How long a machine gets to end by itself when it is told to.
 const HALT_GRACE: Duration = Duration::ZERO;
 
+/// How long after its file server a VMM may be seen to end, if it was the VMM that ended first.
+const VMM_END: Duration = Duration::from_millis(500);
+
 impl Sandbox {
     /// Boots the pod's machine. What is done is noted in `steps`; after an error the caller takes it back.
     pub(crate) async fn boot(&self, plan: &PodPlan, steps: &mut Steps) -> Result<Agent, SandboxError> {
@@ -126,8 +129,12 @@ impl Sandbox {
         if let Some(words) = file_server {
             let machine = machine.clone();
             tokio::spawn(async move {
-                if let Ok(words) = words.await
-                    && machine.exit().borrow().is_none()
+                let Ok(words) = words.await else { return };
+                // It ends when the VMM has closed its connection, a moment before the end of the VMM is known.
+                let mut exit = machine.exit();
+                if tokio::time::timeout(VMM_END, exit.wait_for(Option::is_some))
+                    .await
+                    .is_err()
                 {
                     tracing::error!("{words}; the machine cannot go on without it");
                     machine.halt(Duration::ZERO).await;
