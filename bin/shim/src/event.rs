@@ -108,7 +108,7 @@ fn encode(event: &Event) -> (&'static str, &'static str, Vec<u8>) {
                 pid,
                 ..Default::default()
             };
-            (topics::TASK_CREATE_EVENT_TOPIC, "TaskCreate", bytes(&message))
+            told(topics::TASK_CREATE_EVENT_TOPIC, &message)
         }
         Event::Started(Process { container, exec }) if exec.is_empty() => {
             let message = messages::TaskStart {
@@ -116,7 +116,7 @@ fn encode(event: &Event) -> (&'static str, &'static str, Vec<u8>) {
                 pid,
                 ..Default::default()
             };
-            (topics::TASK_START_EVENT_TOPIC, "TaskStart", bytes(&message))
+            told(topics::TASK_START_EVENT_TOPIC, &message)
         }
         Event::Started(Process { container, exec }) => {
             let message = messages::TaskExecStarted {
@@ -125,11 +125,7 @@ fn encode(event: &Event) -> (&'static str, &'static str, Vec<u8>) {
                 pid,
                 ..Default::default()
             };
-            (
-                topics::TASK_EXEC_STARTED_EVENT_TOPIC,
-                "TaskExecStarted",
-                bytes(&message),
-            )
+            told(topics::TASK_EXEC_STARTED_EVENT_TOPIC, &message)
         }
         Event::ExecAdded(Process { container, exec }) => {
             let message = messages::TaskExecAdded {
@@ -137,14 +133,14 @@ fn encode(event: &Event) -> (&'static str, &'static str, Vec<u8>) {
                 exec_id: exec,
                 ..Default::default()
             };
-            (topics::TASK_EXEC_ADDED_EVENT_TOPIC, "TaskExecAdded", bytes(&message))
+            told(topics::TASK_EXEC_ADDED_EVENT_TOPIC, &message)
         }
         Event::OutOfMemory { container } => {
             let message = messages::TaskOOM {
                 container_id: container,
                 ..Default::default()
             };
-            (topics::TASK_OOM_EVENT_TOPIC, "TaskOOM", bytes(&message))
+            told(topics::TASK_OOM_EVENT_TOPIC, &message)
         }
         Event::Exited(process, status) => {
             let message = messages::TaskExit {
@@ -155,7 +151,7 @@ fn encode(event: &Event) -> (&'static str, &'static str, Vec<u8>) {
                 exited_at: MessageField::some(timestamp(status)),
                 ..Default::default()
             };
-            (topics::TASK_EXIT_EVENT_TOPIC, "TaskExit", bytes(&message))
+            told(topics::TASK_EXIT_EVENT_TOPIC, &message)
         }
         Event::Deleted(process, status) => {
             let message = messages::TaskDelete {
@@ -166,21 +162,21 @@ fn encode(event: &Event) -> (&'static str, &'static str, Vec<u8>) {
                 exited_at: MessageField::some(timestamp(status)),
                 ..Default::default()
             };
-            (topics::TASK_DELETE_EVENT_TOPIC, "TaskDelete", bytes(&message))
+            told(topics::TASK_DELETE_EVENT_TOPIC, &message)
         }
         Event::Paused { container } => {
             let message = messages::TaskPaused {
                 container_id: container,
                 ..Default::default()
             };
-            (topics::TASK_PAUSED_EVENT_TOPIC, "TaskPaused", bytes(&message))
+            told(topics::TASK_PAUSED_EVENT_TOPIC, &message)
         }
         Event::Resumed { container } => {
             let message = messages::TaskResumed {
                 container_id: container,
                 ..Default::default()
             };
-            (topics::TASK_RESUMED_EVENT_TOPIC, "TaskResumed", bytes(&message))
+            told(topics::TASK_RESUMED_EVENT_TOPIC, &message)
         }
     }
 }
@@ -203,9 +199,10 @@ pub fn timestamp(status: ExitStatus) -> Timestamp {
     }
 }
 
-fn bytes(message: &impl Message) -> Vec<u8> {
+/// Topic, type and bytes of an event.
+fn told<M: Message>(topic: &'static str, message: &M) -> (&'static str, &'static str, Vec<u8>) {
     // Fails only for messages with missing required fields, which proto3 does not have.
-    message.write_to_bytes().unwrap_or_default()
+    (topic, M::NAME, message.write_to_bytes().unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use kata_wire::proto::{Agent, ContainerRef, ProcessesResponse, StatsResponse};
-use ttrpc::Code;
 use ttrpc::asynchronous::TtrpcContext;
 
 use crate::status;
@@ -19,22 +18,17 @@ impl GuestQuestions {
     pub fn new(tasks: Arc<TaskService>) -> Self {
         Self(tasks)
     }
-
-    async fn sandbox(&self) -> ttrpc::Result<kata_sandbox::Sandbox> {
-        let open = self.0.opened().await;
-        open.ok_or_else(|| status::with(Code::NOT_FOUND, "no container has been created yet"))
-    }
 }
 
 #[async_trait]
 impl Agent for GuestQuestions {
     async fn processes(&self, _: &TtrpcContext, request: ContainerRef) -> ttrpc::Result<ProcessesResponse> {
-        let processes = self.sandbox().await?.processes(&request.container_id).await;
+        let processes = self.0.sandbox().await?.processes(&request.container_id).await;
         processes.map_err(status::from_sandbox)
     }
 
     async fn stats(&self, _: &TtrpcContext, request: ContainerRef) -> ttrpc::Result<StatsResponse> {
-        let stats = self.sandbox().await?.stats(&request.container_id).await;
+        let stats = self.0.sandbox().await?.stats(&request.container_id).await;
         stats.map_err(status::from_sandbox)
     }
 }

@@ -11,7 +11,7 @@ pub fn from_sandbox(error: SandboxError) -> ttrpc::Error {
         SandboxError::Refused(refusal) => match refusal {
             Refusal::NoContainer { .. } | Refusal::NoExec { .. } | Refusal::Finished { .. } => Code::NOT_FOUND,
             Refusal::Exists { .. } => Code::ALREADY_EXISTS,
-            Refusal::WrongState { .. } | Refusal::Held { .. } => Code::FAILED_PRECONDITION,
+            Refusal::WrongState { .. } => Code::FAILED_PRECONDITION,
         },
         SandboxError::Agent(agent) => match agent {
             AgentError::NotFound(_) => Code::NOT_FOUND,

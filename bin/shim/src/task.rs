@@ -38,9 +38,14 @@ impl TaskService {
         }
     }
 
-    async fn sandbox(&self) -> ttrpc::Result<Sandbox> {
-        let open = self.sandbox.lock().await.clone();
-        open.ok_or_else(|| status::with(Code::NOT_FOUND, "no container has been created yet"))
+    /// The sandbox, which must have been opened.
+    ///
+    /// # Errors
+    /// `NOT_FOUND` before the first create.
+    pub async fn sandbox(&self) -> ttrpc::Result<Sandbox> {
+        self.opened()
+            .await
+            .ok_or_else(|| status::with(Code::NOT_FOUND, "no container has been created yet"))
     }
 
     async fn sandbox_for_create(&self, request: &api::CreateTaskRequest) -> ttrpc::Result<Sandbox> {

@@ -17,6 +17,16 @@ pub struct Process {
     pub exec: String,
 }
 
+impl Process {
+    /// The init of a container.
+    pub fn init(container: &str) -> Self {
+        Self {
+            container: container.to_owned(),
+            exec: String::new(),
+        }
+    }
+}
+
 /// Why the agent did not do what it was asked.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum AgentError {

@@ -101,10 +101,7 @@ impl Sandbox {
         };
         let began = Instant::now();
         self.bind_all(&plan, own)?;
-        let process = Process {
-            container: container.id.clone(),
-            exec: String::new(),
-        };
+        let process = Process::init(&container.id);
         let copying = create_in_guest(&guest, &plan, stdio, &process, container.stdio.terminal, own).await?;
         self.note("create the container", began).await;
         Ok(copying)
@@ -204,10 +201,7 @@ impl Sandbox {
 
     /// Writes a created container into the books and starts to wait for its end.
     fn enter(&self, state: &mut crate::sandbox::State, container: NewContainer, own: Steps, copying: Copying) {
-        let process = Process {
-            container: container.id.clone(),
-            exec: String::new(),
-        };
+        let process = Process::init(&container.id);
         state.pod.created(&container.id, true);
         let mut things = ProcessThings::new(container.stdio.clone(), Vec::new());
         things.copies(copying);

@@ -116,16 +116,6 @@ pub enum Refusal {
         /// Its state.
         state: &'static str,
     },
-    /// A container whose execs still run, or a pod whose members do.
-    #[error("cannot {verb} {what} while {holder} is there")]
-    Held {
-        /// What was asked for.
-        verb: &'static str,
-        /// Which process, in words.
-        what: String,
-        /// What holds it.
-        holder: String,
-    },
 }
 
 #[derive(Debug)]
@@ -266,10 +256,7 @@ impl Pod {
     /// [`Refusal::WrongState`] and those of [`Self::phase`]
     pub fn start(&mut self, process: &Process) -> Result<(), Refusal> {
         if !process.exec.is_empty() {
-            let init = self.phase(&Process {
-                container: process.container.clone(),
-                exec: String::new(),
-            })?;
+            let init = self.phase(&Process::init(&process.container))?;
             if init != Phase::Running {
                 return Err(Refusal::WrongState {
                     verb: "exec in",

@@ -255,10 +255,7 @@ impl Sandbox {
     }
 
     async fn expect_live(&self, container: &str) -> Result<(), SandboxError> {
-        let init = Process {
-            container: container.to_owned(),
-            exec: String::new(),
-        };
+        let init = Process::init(container);
         self.ask(move |state| state.pod.signal(&init)).await??;
         Ok(())
     }

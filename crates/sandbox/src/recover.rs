@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::record::{Home, Mark, RecordError};
+use crate::record::{Home, Mark};
 
 /// Why a sandbox could not be cleaned up.
 #[derive(Debug, thiserror::Error)]
@@ -57,9 +57,6 @@ pub fn clean(home: &Home) -> Result<(), RecoverError> {
             }
         }
         Err(error) if error.is_absent() => {}
-        Err(error @ (RecordError::Broken { .. } | RecordError::Version { .. })) => {
-            tracing::warn!(error = &error as &dyn std::error::Error, "cleaning up without a record");
-        }
         Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "cleaning up without a record"),
     }
     home.remove().map_err(|source| RecoverError::Remove {
