@@ -1,8 +1,9 @@
 # A private room for engines: own mounts, network, processes, cgroups, /run and /tmp. It lives as long as its stdin is
 # open, so it cannot outlive the test that holds the other end, however that test ends.
 #
-#   KATA_E2E_WORKSPACE=DIR lab.sh NAME SCRATCH
+#   KATA_E2E_WORKSPACE=DIR [KATA_E2E_ASSETS=STORE] lab.sh NAME SCRATCH
 #
+# STORE (`kata-runtime image build --out STORE`) is what the room sees in place of the machine's own guest assets.
 # It prints the host's pid of the room's first process once the room is ready; DIR is seen in the room as it is outside.
 set -eu
 name=$1 scratch=$2
@@ -62,6 +63,10 @@ done </proc/self/cgroup
         mount --move /run/workspace "$KATA_E2E_WORKSPACE"
         rmdir /run/workspace
         cd "$KATA_E2E_WORKSPACE"
+        if [ -n "${KATA_E2E_ASSETS:-}" ]; then
+            mkdir -p /var/cache/kata-containers
+            mount --bind "$KATA_E2E_ASSETS" /var/cache/kata-containers
+        fi
         mkdir -p /run/lock /run/netns
         mount --bind /run/netns /run/netns
         mount --make-shared /run/netns
