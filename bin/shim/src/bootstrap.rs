@@ -26,7 +26,7 @@ pub fn start(flags: &Flags) -> Result<()> {
     let bundle_dir = bundle_dir(flags)?;
     let bundle = Bundle::load(&bundle_dir)?;
     let home = match bundle.role() {
-        Role::Member { pod_id } => pod_home(&bundle_dir, pod_id.as_ref())?,
+        Role::Member { pod_id } => join_pod(flags, &bundle_dir, pod_id.as_ref())?,
         Role::Pod | Role::Single => {
             let home = Home::of(&place(flags, &bundle_dir));
             open_home(flags, &bundle_dir, &home)?;
@@ -55,23 +55,36 @@ fn place(flags: &Flags, bundle: &Path) -> PathBuf {
     flags.place.clone().unwrap_or_else(|| bundle.to_owned())
 }
 
-/// containerd keeps the bundles of a namespace side by side, so a member knows where its pod's is.
-fn pod_home(bundle: &Path, pod: &str) -> Result<Home> {
-    let home = Home::of(&bundle.with_file_name(pod));
+/// containerd keeps the bundles of a namespace side by side, and the command line its containers' places, so a member
+/// knows where its pod's is. The command line finds it again by a record of its own.
+fn join_pod(flags: &Flags, bundle: &Path, pod: &str) -> Result<Home> {
+    let place = place(flags, bundle);
+    let home = Home::of(&place.with_file_name(pod));
     if !recover::is_alive(&home) {
         bail!("the sandbox process of pod \"{pod}\" is not running");
+    }
+    if flags.place.is_some() {
+        let record = Record {
+            pod: Some(home.path().to_owned()),
+            ..Record::new(flags.id.clone(), flags.namespace.clone(), bundle.to_owned())
+        };
+        make_home(&flags.id, &Home::of(&place), &record)?;
     }
     Ok(home)
 }
 
 fn open_home(flags: &Flags, bundle: &Path, home: &Home) -> Result<()> {
     let record = Record::new(flags.id.clone(), flags.namespace.clone(), bundle.to_owned());
-    home.create(&record).map_err(|error| match error.kind() {
-        std::io::ErrorKind::AlreadyExists => anyhow!("container with id \"{}\" exists already", flags.id),
-        _ => anyhow::Error::new(error).context(format!("cannot make {}", home.path().display())),
-    })?;
+    make_home(&flags.id, home, &record)?;
     start_process(flags, bundle, home, record).inspect_err(|_| {
         let _ = recover::clean(home);
+    })
+}
+
+fn make_home(id: &str, home: &Home, record: &Record) -> Result<()> {
+    home.create(record).map_err(|error| match error.kind() {
+        std::io::ErrorKind::AlreadyExists => anyhow!("container with id \"{id}\" exists already"),
+        _ => anyhow::Error::new(error).context(format!("cannot make {}", home.path().display())),
     })
 }
 

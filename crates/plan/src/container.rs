@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use kata_bundle::oci::{LinuxNamespaceType, Process, Spec};
-use kata_bundle::{Bundle, check_process};
+use kata_bundle::{Bundle, Role, check_process};
 use kata_config::Config;
 use kata_wire::names::ROOTFS_DIR;
 use serde::{Serialize, Serializer};
@@ -51,6 +51,8 @@ pub struct GuestContainer {
     pub seccomp_flags: u64,
     /// The first process gets a terminal.
     pub terminal: bool,
+    /// Others are going to join its namespaces.
+    pub keep_namespaces: bool,
 }
 
 /// Plans a container.
@@ -65,9 +67,9 @@ pub fn container(id: &str, bundle: &Bundle, config: &Config, facts: &Facts) -> R
         Some(wanted) if !config.runtime.disable_guest_seccomp => seccomp::compile(wanted)?,
         _ => seccomp::Filter::default(),
     };
-    let mut notes = guest_spec::notes(spec);
+    let mut notes = guest_spec::notes(bundle.role(), spec);
     notes.extend(network_note(spec));
-    let guest_spec = guest_spec::rewrite(id, spec, &fates)?;
+    let guest_spec = guest_spec::rewrite(id, bundle.role(), spec, &fates)?;
     let read_only = spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
     Ok(ContainerPlan {
         id: id.into(),
@@ -81,6 +83,7 @@ pub fn container(id: &str, bundle: &Bundle, config: &Config, facts: &Facts) -> R
             seccomp_filter: filter.instructions,
             seccomp_flags: filter.flags,
             terminal: bundle.terminal(),
+            keep_namespaces: *bundle.role() == Role::Pod,
         },
         volumes: fates.into_iter().filter_map(into_volume).collect(),
         notes,

@@ -6,10 +6,11 @@
 use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
 
+use kata_bundle::Role;
 use kata_bundle::oci::{
     Hooks, Linux, LinuxBlockIo, LinuxNamespace, LinuxNamespaceType, LinuxResources, Mount, Process, Root, Spec,
 };
-use kata_wire::names::{ROOTFS_DIR, SHARE_MOUNT};
+use kata_wire::names::{POD_NAMESPACES, ROOTFS_DIR, SHARE_MOUNT};
 
 use crate::PlanError;
 use crate::volume::{self, Fate};
@@ -21,7 +22,7 @@ const FOREIGN_CONTROLLERS: [&str; 5] = ["cpuset.", "hugetlb.", "rdma.", "io.", "
 ///
 /// # Errors
 /// [`PlanError::Unsupported`]
-pub(crate) fn rewrite(id: &str, spec: &Spec, fates: &[Fate]) -> Result<Spec, PlanError> {
+pub(crate) fn rewrite(id: &str, role: &Role, spec: &Spec, fates: &[Fate]) -> Result<Spec, PlanError> {
     let mut root = Root::default();
     root.set_path(PathBuf::from(format!("{SHARE_MOUNT}/{id}/{ROOTFS_DIR}")))
         .set_readonly(spec.root().as_ref().and_then(Root::readonly));
@@ -40,7 +41,7 @@ pub(crate) fn rewrite(id: &str, spec: &Spec, fates: &[Fate]) -> Result<Spec, Pla
         .set_linux(
             spec.linux()
                 .as_ref()
-                .map(|linux| rewrite_linux(id, linux))
+                .map(|linux| rewrite_linux(id, role, linux))
                 .transpose()?,
         );
     Ok(guest)
@@ -57,7 +58,7 @@ pub(crate) fn rewrite_process(process: &Process) -> Process {
 }
 
 /// What of a specification has no effect in the guest, for people.
-pub(crate) fn notes(spec: &Spec) -> Vec<String> {
+pub(crate) fn notes(role: &Role, spec: &Spec) -> Vec<String> {
     let mut notes = Vec::new();
     let host_hooks = spec.hooks().as_ref().map_or(0, |hooks| {
         [
@@ -84,6 +85,7 @@ pub(crate) fn notes(spec: &Spec) -> Vec<String> {
     {
         if let Some(path) = namespace.path()
             && namespace.typ() != LinuxNamespaceType::Network
+            && pod_namespace(role, namespace.typ()).is_none()
         {
             notes.push(format!(
                 "namespaces: a new {} one instead of {}",
@@ -177,10 +179,10 @@ fn start_hooks(spec: &Spec) -> Option<Hooks> {
     Some(hooks)
 }
 
-fn rewrite_linux(id: &str, linux: &Linux) -> Result<Linux, PlanError> {
+fn rewrite_linux(id: &str, role: &Role, linux: &Linux) -> Result<Linux, PlanError> {
     let mut guest = linux.clone();
     guest
-        .set_namespaces(Some(namespaces(linux)?))
+        .set_namespaces(Some(namespaces(role, linux)?))
         .set_cgroups_path(Some(cgroup_path(id, linux.cgroups_path().as_deref())))
         .set_resources(linux.resources().as_ref().map(rewrite_resources))
         // Compiled by the host and sent beside the specification.
@@ -192,8 +194,9 @@ fn rewrite_linux(id: &str, linux: &Linux) -> Result<Linux, PlanError> {
     Ok(guest)
 }
 
-/// New ones of each kind that is asked for. The network is that of the guest itself, which belongs to the pod alone.
-fn namespaces(linux: &Linux) -> Result<Vec<LinuxNamespace>, PlanError> {
+/// New ones of each kind that is asked for, or where a member of a pod is to join one, the pod's. The network is that of
+/// the guest itself, which belongs to the pod alone.
+fn namespaces(role: &Role, linux: &Linux) -> Result<Vec<LinuxNamespace>, PlanError> {
     let mut kept = Vec::new();
     for namespace in linux.namespaces().iter().flatten() {
         match (namespace.typ(), namespace.path()) {
@@ -203,14 +206,27 @@ fn namespaces(linux: &Linux) -> Result<Vec<LinuxNamespace>, PlanError> {
                     what: format!("joining the user namespace {}", path.display()),
                 });
             }
-            (kind, _) => {
-                let mut new = LinuxNamespace::default();
-                new.set_typ(kind);
-                kept.push(new);
+            (kind, path) => {
+                let mut namespace = LinuxNamespace::default();
+                namespace.set_typ(kind);
+                if path.is_some() {
+                    namespace.set_path(pod_namespace(role, kind));
+                }
+                kept.push(namespace);
             }
         }
     }
     Ok(kept)
+}
+
+/// The pod's namespace of this kind, as the guest keeps it for members.
+fn pod_namespace(role: &Role, kind: LinuxNamespaceType) -> Option<PathBuf> {
+    let kept = matches!(
+        kind,
+        LinuxNamespaceType::Ipc | LinuxNamespaceType::Uts | LinuxNamespaceType::Pid
+    );
+    let is_member = matches!(role, Role::Member { .. });
+    (kept && is_member).then(|| Path::new(POD_NAMESPACES).join(kind.to_string()))
 }
 
 /// The container's cgroup, as an absolute path below the guest's root cgroup. systemd's form `slice:prefix:name` becomes

@@ -292,6 +292,7 @@ async fn create_in_guest(
         seccomp_filter: plan.guest.seccomp_filter.clone(),
         seccomp_flags: plan.guest.seccomp_flags,
         stdio: Some(stdio.announce(terminal)).into(),
+        keep_namespaces: plan.guest.keep_namespaces,
         ..Default::default()
     };
     guest.create_container(request).await?;

@@ -270,12 +270,13 @@ impl Mark {
     }
 }
 
-/// What has to be known of a sandbox after its process has died.
+/// What has to be known of a sandbox after its process has died; or, of a container that the command line put into the
+/// pod of another, where that pod is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// Version of this type.
     pub version: u32,
-    /// Id of the sandbox: that of its first container.
+    /// Id of the sandbox: that of its first container. Of a member of a pod, its own.
     pub id: String,
     /// containerd's namespace, or the `--root` of the command line.
     pub namespace: String,
@@ -283,6 +284,9 @@ pub struct Record {
     pub bundle: PathBuf,
     /// Seconds since 1970-01-01 UTC.
     pub created_unix_secs: u64,
+    /// Of a member of a pod: the directory of the pod's sandbox, which has the processes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<PathBuf>,
     /// The sandbox process, once it runs.
     pub sandbox: Option<Mark>,
     /// The VMM and the file server, once they run.
@@ -301,9 +305,15 @@ impl Record {
             namespace,
             bundle,
             created_unix_secs: now.as_secs(),
+            pod: None,
             sandbox: None,
             helpers: Vec::new(),
         }
+    }
+
+    /// The directory of the sandbox in which the container of this record is, which lies at `home`.
+    pub fn sandbox_home(&self, home: &Home) -> Home {
+        self.pod.clone().map_or_else(|| home.clone(), Home::at)
     }
 }
 

@@ -18,6 +18,9 @@ pub const ROOTFS_DIR: &str = "rootfs";
 /// Below a container's directory in the share: its volumes, `<index>-<name>`.
 pub const VOLUMES_DIR: &str = "volumes";
 
+/// Where the guest keeps the namespaces of the pod's first container (`ipc`, `uts`, `pid`) for the others to join.
+pub const POD_NAMESPACES: &str = "/run/kata/namespaces";
+
 /// File in the initramfs that lists the kernel modules to load, one absolute path a line, in order.
 pub const MODULES_LIST: &str = "/etc/kata-modules";
 

@@ -8,7 +8,11 @@ use kata_jail::cgroup;
 use kata_jail::container::Container as Jail;
 use kata_jail::identity::Filter;
 use kata_jail::link::Word;
+use kata_wire::names;
 use kata_wire::proto::{CreateContainerRequest, CreateContainerResponse, Empty, UpdateRequest};
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::ids;
 use super::refusal::Refusal;
@@ -81,6 +85,9 @@ async fn make(pod: &Pod, request: &CreateContainerRequest) -> Result<Container, 
         let terminal = listen(&link, Until::Ready, PREPARE_LIMIT)
             .await
             .map_err(Refusal::Internal)?;
+        if request.keep_namespaces {
+            keep_namespaces(newborn.pid).map_err(internal)?;
+        }
         let init = Process::new(newborn.pid, exit, plumbing, terminal).map_err(internal)?;
         Ok((link, init))
     };
@@ -98,6 +105,29 @@ async fn make(pod: &Pod, request: &CreateContainerRequest) -> Result<Container, 
             Err(refusal)
         }
     }
+}
+
+/// Keeps the namespaces of the process for other containers to join, in place of those that were kept before.
+fn keep_namespaces(pid: u32) -> std::io::Result<()> {
+    let directory = Path::new(names::POD_NAMESPACES);
+    std::fs::create_dir_all(directory)?;
+    for kind in ["ipc", "uts", "pid"] {
+        let file = directory.join(kind);
+        match umount2(&file, MntFlags::MNT_DETACH) {
+            Ok(()) | Err(Errno::ENOENT | Errno::EINVAL) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        std::fs::File::create(&file)?;
+        let namespace = format!("/proc/{pid}/ns/{kind}");
+        mount(
+            Some(namespace.as_str()),
+            &file,
+            None::<&str>,
+            MsFlags::MS_BIND,
+            None::<&str>,
+        )?;
+    }
+    Ok(())
 }
 
 /// Lets the init execute its program.

@@ -16,7 +16,7 @@ pub fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     block_on(async {
         let created = creation::create(&args, globals).await?;
         let home = created.home.clone();
-        or_bury(created.leave_to_stand_in(&args), &home)
+        or_bury(created.leave_to_stand_in(&args), &home).await
     })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -27,7 +27,8 @@ pub fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         Ok(None) => anyhow::bail!("container \"{}\" does not exist", args.id),
         // What is left behind a damaged record is removed, too.
         Err(error) if args.force => {
-            removal::bury(&client::home_of(globals, &args.id)?);
+            let home = client::home_of(globals, &args.id)?;
+            block_on(async { Ok(removal::bury(&home).await) })?;
             tracing::warn!(error = %format!("{error:#}"), "removed by force");
             return Ok(ExitCode::SUCCESS);
         }

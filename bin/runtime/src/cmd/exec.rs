@@ -112,7 +112,7 @@ async fn execute(args: Args, globals: &Globals) -> anyhow::Result<u8> {
 
 fn leave(args: &Args, found: &Found, exec: &str, ends: Ends, bundle: &Bundle, terminal: bool) -> anyhow::Result<u8> {
     let stand_in = StandIn {
-        home: &found.home,
+        home: &found.sandbox_home(),
         id: &args.id,
         exec,
         ends,

@@ -42,11 +42,11 @@ pub fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         let home = created.home.clone();
         if args.detach {
             let connection = created.connection.clone();
-            or_bury(created.leave_to_stand_in(&args.create), &home)?;
-            or_bury(connection.start("").await, &home)?;
+            or_bury(created.leave_to_stand_in(&args.create), &home).await?;
+            or_bury(connection.start("").await, &home).await?;
             return Ok(ExitCode::SUCCESS);
         }
-        let code = or_bury(foreground(created, &args).await, &home)?;
+        let code = or_bury(foreground(created, &args).await, &home).await?;
         let spans = if args.trace {
             Timeline::read(&home).unwrap_or_default()
         } else {

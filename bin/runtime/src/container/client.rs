@@ -39,9 +39,9 @@ fn check_id(id: &str) -> Result<()> {
 
 /// A container that has a record.
 pub struct Found {
-    /// Its sandbox's directory.
+    /// Its own directory; that of its sandbox, too, unless it is a member of another's pod.
     pub home: Home,
-    /// Its sandbox's record.
+    /// The record there.
     pub record: Record,
     /// Its id.
     pub id: String,
@@ -78,10 +78,21 @@ impl Found {
     /// # Errors
     /// What connecting failed with.
     pub async fn connect(&self) -> Result<Option<Connection>> {
-        if !recover::is_alive(&self.home) {
+        let sandbox = self.sandbox_home();
+        if !recover::is_alive(&sandbox) {
             return Ok(None);
         }
-        Connection::open(&self.home.task_socket(), &self.id).await.map(Some)
+        Connection::open(&sandbox.task_socket(), &self.id).await.map(Some)
+    }
+
+    /// The directory of its sandbox.
+    pub fn sandbox_home(&self) -> Home {
+        self.record.sandbox_home(&self.home)
+    }
+
+    /// Whether its sandbox is another container's.
+    pub fn is_member(&self) -> bool {
+        self.record.pod.is_some()
     }
 
     /// As [`connect`](Self::connect), where the container must be running.

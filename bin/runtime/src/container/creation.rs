@@ -47,7 +47,7 @@ pub struct Args {
 pub struct Created {
     /// To its sandbox process.
     pub connection: Connection,
-    /// Where that is.
+    /// The container's own directory.
     pub home: Home,
     /// This side's ends of its stdio.
     pub ends: Ends,
@@ -78,14 +78,15 @@ pub async fn create(args: &Args, globals: &Globals) -> Result<Created> {
             rootfs: bundle.rootfs().to_owned(),
         }),
         Err(error) => {
-            removal::bury(&home);
+            removal::bury(&home).await;
             Err(error)
         }
     }
 }
 
 async fn create_in(args: &Args, home: &Home, bundle: &Path, terminal: bool) -> Result<(Connection, Ends)> {
-    let connection = Connection::open(&home.task_socket(), &args.id).await?;
+    let sandbox = home.read()?.sandbox_home(home);
+    let connection = Connection::open(&sandbox.task_socket(), &args.id).await?;
     let fifos = Fifos::make(&home.stdio(), "init", terminal)?;
     let [stdin, stdout, stderr] = fifos.paths();
     let request = CreateTaskRequest {
@@ -154,8 +155,9 @@ impl Created {
     /// A terminal without a console socket, a socket that takes no console, a file that cannot be written.
     pub fn leave_to_stand_in(self, args: &Args) -> Result<()> {
         let console = console_for(self.terminal, args.console_socket.as_deref())?;
+        let sandbox = self.home.read()?.sandbox_home(&self.home);
         let stand_in = StandIn {
-            home: &self.home,
+            home: &sandbox,
             id: self.connection.id(),
             exec: "",
             ends: self.ends,
@@ -200,9 +202,9 @@ pub fn write_pid(path: &Path, pid: u32) -> Result<()> {
 }
 
 /// Buries a container that could not be finished, and keeps the error that says why.
-pub fn or_bury<T>(result: Result<T>, home: &Home) -> Result<T> {
+pub async fn or_bury<T>(result: Result<T>, home: &Home) -> Result<T> {
     if result.is_err() {
-        removal::bury(home);
+        removal::bury(home).await;
     }
     result
 }

@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub async fn remove(found: &Found, force: bool) -> Result<()> {
     match found.connect().await {
         Ok(Some(connection)) => {
-            let asked = ask(&connection, force).await;
+            let asked = ask(&connection, force, found.is_member()).await;
             if !force {
                 asked?;
             } else if let Err(error) = asked {
@@ -35,7 +35,7 @@ pub async fn remove(found: &Found, force: bool) -> Result<()> {
     recover::clean(&found.home).with_context(|| format!("cannot clean up after container \"{}\"", found.id))
 }
 
-async fn ask(connection: &Connection, force: bool) -> Result<()> {
+async fn ask(connection: &Connection, force: bool, member: bool) -> Result<()> {
     let state = connection.state().await;
     // A sandbox process without the container has nothing to lose.
     if let Ok(state) = state {
@@ -55,6 +55,9 @@ async fn ask(connection: &Connection, force: bool) -> Result<()> {
             let _ = tokio::time::timeout(PATIENCE, connection.wait("")).await;
         }
         connection.delete("").await?;
+    }
+    if member {
+        return Ok(());
     }
     let request = ShutdownRequest {
         id: connection.id().to_owned(),
@@ -76,7 +79,19 @@ fn wait_for_end(home: &Home) {
 }
 
 /// Buries a container whose creation failed. What cannot be removed is logged: there is an error to report already.
-pub fn bury(home: &Home) {
+pub async fn bury(home: &Home) {
+    if let Ok(record) = home.read()
+        && record.pod.is_some()
+    {
+        let found = Found {
+            home: home.clone(),
+            id: record.id.clone(),
+            record,
+        };
+        if let Ok(Some(connection)) = found.connect().await {
+            let _ = ask(&connection, true, true).await;
+        }
+    }
     if let Err(error) = recover::clean(home) {
         tracing::warn!(error = &error as &dyn std::error::Error, "cannot clean up");
     }

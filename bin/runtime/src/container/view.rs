@@ -77,7 +77,7 @@ pub async fn look(found: &Found) -> Result<View> {
 /// The stand-in's, or where there is none (run in the foreground, or by containerd) the sandbox process's.
 fn pid_of(found: &Found) -> u32 {
     stand_in::noted(&found.home)
-        .or_else(|| found.record.sandbox.map(|mark| mark.pid))
+        .or_else(|| found.sandbox_home().read().ok()?.sandbox.map(|mark| mark.pid))
         .unwrap_or(0)
 }
 
