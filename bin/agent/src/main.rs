@@ -9,6 +9,7 @@ mod clock;
 mod descriptor;
 mod init;
 mod log;
+mod loopback;
 mod modules;
 mod pod;
 mod power;
@@ -17,6 +18,7 @@ mod pump;
 mod reaper;
 mod server;
 mod service;
+mod sockets;
 mod table;
 mod watch_cgroup;
 

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use crate::clock::{self, Boot};
 use crate::modules::Modules;
 use crate::process::Process;
+use crate::sockets::Sockets;
 use crate::table::Table;
 
 /// How a process ended.
@@ -48,6 +49,8 @@ pub struct Container {
     pub init: Process,
     /// The others by their exec id; `None` for one that is being made.
     pub execs: HashMap<String, Option<Process>>,
+    /// What stands in it for sockets of the host.
+    pub _sockets: Sockets,
 }
 
 /// Everything that changes.

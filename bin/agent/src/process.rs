@@ -8,7 +8,7 @@ use std::time::Duration;
 use kata_jail::link::{Link, Report};
 use kata_jail::stdio::Stdio;
 use kata_wire::proto;
-use kata_wire::stream::Kind;
+use kata_wire::stream::{Header, Kind};
 use nix::fcntl::OFlag;
 use nix::unistd::pipe2;
 use tokio::io::unix::AsyncFd;
@@ -83,10 +83,17 @@ impl Plumbing {
             stdin: None,
             out: Vec::new(),
         };
-        let stdin = asked.stdin.then(|| state.streams.expect(Kind::Stdin, container, exec));
-        let stdout = asked
-            .stdout
-            .then(|| state.streams.expect(Kind::Stdout, container, exec));
+        let mut expect = |asked: bool, kind| {
+            asked.then(|| {
+                state.streams.expect(Header::Stdio {
+                    kind,
+                    container: container.to_owned(),
+                    exec: exec.to_owned(),
+                })
+            })
+        };
+        let stdin = expect(asked.stdin, Kind::Stdin);
+        let stdout = expect(asked.stdout, Kind::Stdout);
         if asked.terminal {
             plumbing.stdin = stdin.map(|streams| (None, streams));
             plumbing.out.extend(stdout.map(|streams| (None, streams)));
@@ -99,9 +106,7 @@ impl Plumbing {
                 plumbing,
             ));
         }
-        let stderr = asked
-            .stderr
-            .then(|| state.streams.expect(Kind::Stderr, container, exec));
+        let stderr = expect(asked.stderr, Kind::Stderr);
         let theirs_in = match stdin {
             Some(streams) => {
                 let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;

@@ -9,7 +9,7 @@ use anyhow::Context;
 use futures::stream::unfold;
 use kata_wire::mux::{self, Side, Stream};
 use kata_wire::proto::create_agent;
-use kata_wire::stream::{Header, Kind};
+use kata_wire::stream::Header;
 use kata_wire::{handshake, names};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
@@ -18,6 +18,7 @@ use ttrpc::r#async::transport::Listener;
 
 use crate::channel::Channel;
 use crate::descriptor::Descriptor;
+use crate::loopback;
 use crate::pod::Pod;
 use crate::service::Service;
 
@@ -77,10 +78,12 @@ async fn dispatch(mut stream: Stream, pod: Arc<Pod>, requests: mpsc::Sender<Stre
         Ok(Err(error)) => return tracing::warn!("a stream that says not what it is: {error}"),
         Err(_) => return tracing::warn!("a stream that says nothing"),
     };
-    if header.kind == Kind::Requests {
-        // The server lives as long as the agent.
-        let _ = requests.send(stream).await;
-    } else {
-        pod.with(|state| state.streams.arrive(header, stream));
+    match header {
+        Header::Requests => {
+            // The server lives as long as the agent.
+            let _ = requests.send(stream).await;
+        }
+        Header::Connect { family, port } => loopback::connect(stream, family, port).await,
+        Header::Stdio { .. } | Header::Accept { .. } => pod.with(|state| state.streams.arrive(header, stream)),
     }
 }

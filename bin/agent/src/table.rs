@@ -1,9 +1,9 @@
-//! Pairs the host's streams with the processes they belong to, whichever comes first. What comes too early is kept,
+//! Pairs the host's streams with the processes and sockets they belong to, whichever comes first. What comes too early is kept,
 //! within bounds: the oldest goes first.
 
 use std::collections::{HashMap, VecDeque};
 
-use kata_wire::stream::{Header, Kind};
+use kata_wire::stream::Header;
 use tokio::sync::mpsc;
 
 /// Most streams kept for processes that are not there yet.
@@ -26,13 +26,8 @@ impl<S> Default for Table<S> {
 }
 
 impl<S> Table<S> {
-    /// From here on streams of this kind go to the receiver, the one that came early included.
-    pub fn expect(&mut self, kind: Kind, container: &str, exec: &str) -> mpsc::Receiver<S> {
-        let header = Header {
-            kind,
-            container: container.to_owned(),
-            exec: exec.to_owned(),
-        };
+    /// From here on streams with this header go to the receiver, the one that came early included.
+    pub fn expect(&mut self, header: Header) -> mpsc::Receiver<S> {
         let (sender, receiver) = mpsc::channel(1);
         if let Some(index) = self.early.iter().position(|(early, _)| *early == header)
             && let Some((_, stream)) = self.early.remove(index)
@@ -60,24 +55,25 @@ impl<S> Table<S> {
 
     /// Forgets a process: its streams, and that any were waited for.
     pub fn forget(&mut self, container: &str, exec: &str) {
-        let is_its = |header: &Header| header.container == container && header.exec == exec;
+        let is_its = |header: &Header| matches!(header, Header::Stdio { container: c, exec: e, .. } if c == container && e == exec);
         self.waiting.retain(|header, _| !is_its(header));
         self.early.retain(|(header, _)| !is_its(header));
     }
 
     /// Forgets a container with all its processes.
     pub fn forget_container(&mut self, container: &str) {
-        self.waiting.retain(|header, _| header.container != container);
-        self.early.retain(|(header, _)| header.container != container);
+        self.waiting.retain(|header, _| header.container() != Some(container));
+        self.early.retain(|(header, _)| header.container() != Some(container));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kata_wire::stream::Kind;
 
     fn header(kind: Kind, container: &str) -> Header {
-        Header {
+        Header::Stdio {
             kind,
             container: container.into(),
             exec: String::new(),
@@ -89,13 +85,13 @@ mod tests {
         let mut table = Table::default();
         table.arrive(header(Kind::Stdout, "a"), 1);
         table.arrive(header(Kind::Stdin, "a"), 2);
-        let mut early = table.expect(Kind::Stdout, "a", "");
+        let mut early = table.expect(header(Kind::Stdout, "a"));
         assert_eq!(early.try_recv(), Ok(1));
         table.arrive(header(Kind::Stdout, "a"), 3);
         assert_eq!(early.try_recv(), Ok(3), "another one later");
-        assert!(table.expect(Kind::Stdout, "b", "").try_recv().is_err());
+        assert!(table.expect(header(Kind::Stdout, "b")).try_recv().is_err());
         table.forget("a", "");
-        assert!(table.expect(Kind::Stdin, "a", "").try_recv().is_err(), "forgotten");
+        assert!(table.expect(header(Kind::Stdin, "a")).try_recv().is_err(), "forgotten");
     }
 
     #[test]
@@ -105,7 +101,7 @@ mod tests {
             table.arrive(header(Kind::Stdin, &number.to_string()), number);
         }
         assert_eq!(table.early.len(), MOST_EARLY);
-        assert!(table.expect(Kind::Stdin, "0", "").try_recv().is_err());
-        assert!(table.expect(Kind::Stdin, "200", "").try_recv().is_ok());
+        assert!(table.expect(header(Kind::Stdin, "0")).try_recv().is_err());
+        assert!(table.expect(header(Kind::Stdin, "200")).try_recv().is_ok());
     }
 }

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use kata_wire::mux::{self, Opener};
 use kata_wire::proto;
-use kata_wire::stream::{Header, HeaderError, Kind};
+use kata_wire::stream::{CONNECTED, Family, Header, HeaderError, Kind};
+use tokio::io::AsyncReadExt;
 use ttrpc::Code;
 use ttrpc::context::{self, Context};
 
@@ -58,9 +59,12 @@ pub enum AgentError {
     Lost,
 }
 
-impl From<mux::Closed> for AgentError {
-    fn from(_: mux::Closed) -> Self {
-        Self::Lost
+impl From<mux::OpenError> for AgentError {
+    fn from(error: mux::OpenError) -> Self {
+        match error {
+            mux::OpenError::Closed => Self::Lost,
+            mux::OpenError::TooMany => Self::Failed(error.to_string()),
+        }
     }
 }
 
@@ -237,11 +241,39 @@ impl Agent {
     /// # Errors
     /// [`AgentError::Lost`] when the channel has ended, [`AgentError::Invalid`] for an id that is too long.
     pub async fn stdio(&self, kind: Kind, process: &Process) -> Result<mux::Stream, AgentError> {
-        let header = Header {
+        let header = Header::Stdio {
             kind,
             container: process.container.clone(),
             exec: process.exec.clone(),
         };
+        self.open(header).await
+    }
+
+    /// Waits, without bound, until somebody in a container has connected to its socket of this number; answers the
+    /// stream that is their connection.
+    ///
+    /// # Errors
+    /// [`AgentError::Lost`] when the channel has ended, [`AgentError::NotFound`] when the socket has.
+    pub async fn accept(&self, container: &str, socket: u32) -> Result<mux::Stream, AgentError> {
+        let header = Header::Accept {
+            container: container.to_owned(),
+            socket,
+        };
+        let stream = connected(self.open(header).await?).await;
+        stream.ok_or_else(|| AgentError::NotFound(format!("socket {socket} of container {container} is gone")))
+    }
+
+    /// Connects to a port of the guest's loopback; answers the stream that is the connection, or `None` if the guest
+    /// refuses it.
+    ///
+    /// # Errors
+    /// [`AgentError::Lost`] when the channel has ended.
+    pub async fn connect(&self, family: Family, port: u16) -> Result<Option<mux::Stream>, AgentError> {
+        let stream = self.open(Header::Connect { family, port }).await?;
+        Ok(connected(stream).await)
+    }
+
+    async fn open(&self, header: Header) -> Result<mux::Stream, AgentError> {
         let mut stream = self.opener.open().await?;
         header.send(&mut stream).await.map_err(|error| match error {
             HeaderError::TooLong { .. } => AgentError::Invalid(error.to_string()),
@@ -254,6 +286,11 @@ impl Agent {
     pub async fn closed(&self) {
         self.opener.closed().await;
     }
+}
+
+async fn connected(mut stream: mux::Stream) -> Option<mux::Stream> {
+    let first = stream.read_u8().await;
+    (first.ok()? == CONNECTED).then_some(stream)
 }
 
 fn container_ref(container: &str) -> proto::ContainerRef {

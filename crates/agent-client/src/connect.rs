@@ -30,7 +30,7 @@ pub enum ConnectError {
     Broken(#[source] HeaderError),
     /// The channel broke right after the handshake.
     #[error(transparent)]
-    Closed(#[from] mux::Closed),
+    Closed(#[from] mux::OpenError),
 }
 
 /// Shakes hands with the agent at the other end of `transport` and takes at most `limit` for it.
@@ -47,7 +47,7 @@ where
     // The guest opens no stream: whatever would come in is refused by the multiplexer.
     let (opener, _refused) = mux::start(transport, mux::Side::Host);
     let mut requests = opener.open().await?;
-    Header::requests()
+    Header::Requests
         .send(&mut requests)
         .await
         .map_err(ConnectError::Broken)?;

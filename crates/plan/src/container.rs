@@ -9,7 +9,7 @@ use kata_wire::names::ROOTFS_DIR;
 use serde::{Serialize, Serializer};
 
 use crate::pod::check_id;
-use crate::volume::{self, Fate, VolumePlan};
+use crate::volume::{self, Fate, SocketPlan, VolumePlan};
 use crate::{Facts, PlanError, guest_spec, seccomp};
 
 /// A container that does not exist yet.
@@ -21,6 +21,9 @@ pub struct ContainerPlan {
     pub rootfs: RootfsPlan,
     /// What else it sees of the host, in the order of the mounts.
     pub volumes: Vec<VolumePlan>,
+    /// The host's sockets that it can connect to.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub sockets: Vec<SocketPlan>,
     /// What the agent is asked for.
     pub guest: GuestContainer,
     /// What of the specification has no effect or another one in a guest, for people.
@@ -71,6 +74,14 @@ pub fn container(id: &str, bundle: &Bundle, config: &Config, facts: &Facts) -> R
     notes.extend(network_note(spec));
     let guest_spec = guest_spec::rewrite(id, bundle.role(), spec, &fates)?;
     let read_only = spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
+    let (mut volumes, mut sockets) = (Vec::new(), Vec::new());
+    for fate in fates {
+        match fate {
+            Fate::Volume(volume) => volumes.push(volume),
+            Fate::Socket(socket) => sockets.push(socket),
+            _ => {}
+        }
+    }
     Ok(ContainerPlan {
         id: id.into(),
         rootfs: RootfsPlan {
@@ -85,7 +96,8 @@ pub fn container(id: &str, bundle: &Bundle, config: &Config, facts: &Facts) -> R
             terminal: bundle.terminal(),
             keep_namespaces: *bundle.role() == Role::Pod,
         },
-        volumes: fates.into_iter().filter_map(into_volume).collect(),
+        volumes,
+        sockets,
         notes,
     })
 }
@@ -97,13 +109,6 @@ pub fn container(id: &str, bundle: &Bundle, config: &Config, facts: &Facts) -> R
 pub fn exec_process(process: &Process) -> Result<Vec<u8>, PlanError> {
     check_process(process)?;
     Ok(guest_spec::process_to_json(&guest_spec::rewrite_process(process))?)
-}
-
-fn into_volume(fate: Fate) -> Option<VolumePlan> {
-    match fate {
-        Fate::Volume(volume) => Some(volume),
-        _ => None,
-    }
 }
 
 fn network_note(spec: &Spec) -> Option<String> {

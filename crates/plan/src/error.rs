@@ -33,7 +33,7 @@ pub enum PlanError {
     },
     /// A bind mount of something that cannot be shared with a guest yet.
     #[error(
-        "cannot mount {} at {}: it is {}, and only directories and regular files can be shared with the guest yet",
+        "cannot mount {} at {}: it is {}, and only directories, regular files and stream sockets can be shared with the guest yet",
         source_path.display(), destination.display(), kind.noun()
     )]
     SourceKind {

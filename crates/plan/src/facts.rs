@@ -56,8 +56,10 @@ pub enum SourceKind {
     CharDevice,
     /// A named pipe.
     Fifo,
-    /// A unix socket.
+    /// A unix socket that takes connections, or did.
     Socket,
+    /// A unix socket that takes messages without connections.
+    DatagramSocket,
     /// Nothing is there.
     Missing,
 }
@@ -71,6 +73,7 @@ impl SourceKind {
             Self::CharDevice => "a character device",
             Self::Fifo => "a named pipe",
             Self::Socket => "a socket",
+            Self::DatagramSocket => "a datagram socket",
             Self::Missing => "missing",
         }
     }

@@ -154,6 +154,10 @@ fn rewrite_mount(mount: &Mount, fate: &Fate) -> Mount {
             guest.set_source(Some(PathBuf::from(&volume.guest_path)));
             become_bind(&mut guest, &mut options);
         }
+        Fate::Socket(socket) => {
+            guest.set_source(Some(PathBuf::from(&socket.guest_path)));
+            become_bind(&mut guest, &mut options);
+        }
     }
     guest.set_options((!options.is_empty()).then_some(options));
     guest

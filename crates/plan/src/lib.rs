@@ -20,4 +20,4 @@ pub use facts::{Facts, SourceKind, bind_sources, shm_source};
 pub use pod::{PodPlan, pod};
 pub use print::Printout;
 pub use share::{GuestMount, SharePlan};
-pub use volume::VolumePlan;
+pub use volume::{SocketPlan, VolumePlan};

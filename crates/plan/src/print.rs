@@ -64,6 +64,10 @@ impl fmt::Display for Printout<'_> {
             let (source, destination) = (volume.source.display(), volume.destination.display());
             writeln!(f, "  volume: {source} at {destination} ({})", access(volume.read_only))?;
         }
+        for socket in &container.sockets {
+            let (source, destination) = (socket.source.display(), socket.destination.display());
+            writeln!(f, "  socket: {source} at {destination}")?;
+        }
         let instructions = container.guest.seccomp_filter.len() / crate::seccomp::INSTRUCTION_BYTES;
         writeln!(f, "  seccomp filter: {instructions} instructions")
     }

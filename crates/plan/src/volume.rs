@@ -1,11 +1,12 @@
 //! What becomes of each mount of a specification.
 //!
-//! Refuses what cannot be shared with a guest yet: devices, sockets, pipes, and file systems that need the host's disks.
+//! Refuses what cannot be shared with a guest yet: devices, datagram sockets, pipes, and file systems that need the host's
+//! disks.
 
 use std::path::{Component, Path, PathBuf};
 
 use kata_bundle::oci::{Mount, Spec};
-use kata_wire::names::{SHARE_MOUNT, VOLUMES_DIR};
+use kata_wire::names::{SHARE_MOUNT, VOLUMES_DIR, socket_path};
 use serde::Serialize;
 
 use crate::{Facts, PlanError, SourceKind};
@@ -67,6 +68,19 @@ pub struct VolumePlan {
     pub destination: PathBuf,
 }
 
+/// A socket of the host that the container can connect to: the guest makes one that stands for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SocketPlan {
+    /// Names it among those of its container.
+    pub number: u32,
+    /// On the host.
+    pub source: PathBuf,
+    /// Where the guest makes its own.
+    pub guest_path: String,
+    /// Where the container sees it.
+    pub destination: PathBuf,
+}
+
 /// What becomes of a mount.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
@@ -80,6 +94,8 @@ pub(crate) enum Fate {
     SharedMemory { bytes: u64 },
     /// Seen through the share.
     Volume(VolumePlan),
+    /// Connected through the channel.
+    Socket(SocketPlan),
 }
 
 /// The fate of each mount, in order.
@@ -156,6 +172,7 @@ fn volume(container: &str, index: usize, mount: &Mount, facts: &Facts) -> Result
     };
     match kind {
         SourceKind::Directory | SourceKind::File => {}
+        SourceKind::Socket => return Ok(Fate::Socket(socket(container, index, source, destination))),
         SourceKind::Missing => {
             return Err(PlanError::NoSource {
                 source_path: source,
@@ -184,6 +201,17 @@ fn volume(container: &str, index: usize, mount: &Mount, facts: &Facts) -> Result
         source,
         destination,
     }))
+}
+
+fn socket(container: &str, index: usize, source: PathBuf, destination: PathBuf) -> SocketPlan {
+    // A specification of that many mounts would not have been read.
+    let number = u32::try_from(index).unwrap_or(u32::MAX);
+    SocketPlan {
+        number,
+        source,
+        guest_path: socket_path(container, number),
+        destination,
+    }
 }
 
 /// The fate of a bind whose source the guest has itself; `None` if it must come from the host.

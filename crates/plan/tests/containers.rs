@@ -7,7 +7,7 @@ mod support;
 use std::path::PathBuf;
 
 use kata_config::Config;
-use kata_plan::{ContainerPlan, Facts, PlanError, SourceKind};
+use kata_plan::{ContainerPlan, Facts, PlanError, SocketPlan, SourceKind};
 use serde_json::{Value, json};
 
 fn plan(spec: &Value) -> ContainerPlan {
@@ -102,7 +102,7 @@ fn what_cannot_be_mounted_is_refused_by_name() {
             SourceKind::Missing,
             "cannot mount /srv/x at /x: no such file or directory",
         ),
-        (SourceKind::Socket, "it is a socket"),
+        (SourceKind::DatagramSocket, "it is a datagram socket"),
         (SourceKind::Fifo, "it is a named pipe"),
         (SourceKind::BlockDevice, "it is a block device"),
         (SourceKind::CharDevice, "it is a character device"),
@@ -128,6 +128,33 @@ fn what_cannot_be_mounted_is_refused_by_name() {
     assert!(error.contains("\"ext4\" at /m is not supported yet"), "{error}");
     let unseen = kata_plan::container("c1", &support::bundle(&spec), &Config::default(), &support::facts());
     assert!(matches!(unseen, Err(PlanError::Unsurveyed { .. })));
+}
+
+#[test]
+fn a_socket_of_the_host_is_one_of_the_guest() {
+    let plan = plan_with(
+        &bind("/run/x.sock", "/run/docker.sock", &["rbind", "ro"]),
+        "/run/x.sock",
+        SourceKind::Socket,
+    )
+    .unwrap();
+    let wanted = SocketPlan {
+        number: 0,
+        source: "/run/x.sock".into(),
+        guest_path: "/run/kata/sockets/c1/0".into(),
+        destination: "/run/docker.sock".into(),
+    };
+    assert_eq!(plan.sockets, [wanted]);
+    assert!(plan.volumes.is_empty());
+    assert_eq!(
+        support::guest_spec(&plan)["mounts"][0],
+        json!({
+            "destination": "/run/docker.sock",
+            "type": "bind",
+            "source": "/run/kata/sockets/c1/0",
+            "options": ["rbind", "ro"],
+        })
+    );
 }
 
 #[test]

@@ -9,11 +9,13 @@ use kata_bundle::Bundle;
 use kata_plan::{ContainerPlan, Facts, SourceKind};
 use kata_storage::bind::{Bind, bind, unbind};
 use kata_storage::mount::{EngineMount, mount_engine, unmount};
+use kata_storage::socket::HostSocket;
 use kata_wire::proto;
 
 use crate::error::SandboxError;
 use crate::lifecycle::ExitStatus;
 use crate::sandbox::{ContainerThings, Event, MACHINE_LOST, ProcessThings, Sandbox, now_unix_nanos};
+use crate::sockets::Sockets;
 use crate::stdio::{Copying, HostStdio, Stdio};
 use crate::step::Steps;
 use crate::survey;
@@ -101,8 +103,8 @@ impl Sandbox {
         };
         let began = Instant::now();
         self.bind_all(&plan, own)?;
-        let process = Process::init(&container.id);
-        let copying = create_in_guest(&guest, &plan, stdio, &process, container.stdio.terminal, own).await?;
+        let sockets = open_sockets(&plan, own)?;
+        let copying = create_in_guest(&guest, &plan, stdio, sockets, container.stdio.terminal, own).await?;
         self.note("create the container", began).await;
         Ok(copying)
     }
@@ -277,11 +279,21 @@ impl Sandbox {
     }
 }
 
+/// Takes hold of the host's sockets; what holds them is dropped with whatever fails.
+fn open_sockets(plan: &ContainerPlan, own: &mut Steps) -> Result<Sockets, SandboxError> {
+    let mut sockets = Sockets::default();
+    for socket in &plan.sockets {
+        own.next("open a socket")?;
+        sockets.add(socket.number, HostSocket::open(&socket.source)?);
+    }
+    Ok(sockets)
+}
+
 async fn create_in_guest(
     guest: &Agent,
     plan: &ContainerPlan,
     stdio: HostStdio,
-    process: &Process,
+    sockets: Sockets,
     terminal: bool,
     own: &mut Steps,
 ) -> Result<Copying, SandboxError> {
@@ -293,6 +305,7 @@ async fn create_in_guest(
         seccomp_flags: plan.guest.seccomp_flags,
         stdio: Some(stdio.announce(terminal)).into(),
         keep_namespaces: plan.guest.keep_namespaces,
+        sockets: sockets.announce(),
         ..Default::default()
     };
     guest.create_container(request).await?;
@@ -301,7 +314,12 @@ async fn create_in_guest(
     own.done("container in the guest", move || async move {
         forgive_lost(agent.delete_container(&id).await).map_err(|error| error.to_string())
     });
-    Ok(stdio.connect(guest, process).await?)
+    let serving = sockets.serve(guest, &plan.id);
+    own.done("sockets", move || async move {
+        drop(serving);
+        Ok(())
+    });
+    Ok(stdio.connect(guest, &Process::init(&plan.id)).await?)
 }
 
 /// A guest that is gone has forgotten everything.

@@ -10,6 +10,7 @@ use kata_plan::PlanError;
 use kata_storage::bind::BindError;
 use kata_storage::mount::MountError;
 use kata_storage::share::ShareError;
+use kata_storage::socket::SocketError;
 
 use crate::lifecycle::Refusal;
 use crate::record::RecordError;
@@ -67,6 +68,9 @@ pub enum SandboxError {
     /// A bind mount failed.
     #[error(transparent)]
     Bind(#[from] BindError),
+    /// A socket of the host is unusable.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
     /// The engine's mount of the root file system failed.
     #[error(transparent)]
     Mount(#[from] MountError),

@@ -12,6 +12,7 @@ mod process;
 pub mod record;
 pub mod recover;
 mod sandbox;
+mod sockets;
 pub mod stdio;
 pub mod step;
 pub mod survey;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use kata_bundle::oci::Spec;
 use kata_config::Config;
 use kata_plan::{Facts, SourceKind};
+use kata_storage::socket::is_datagram;
 
 use crate::record::Home;
 
@@ -177,6 +178,8 @@ fn kind_of(source: &Path) -> SourceKind {
         SourceKind::CharDevice
     } else if file_type.is_fifo() {
         SourceKind::Fifo
+    } else if is_datagram(source) {
+        SourceKind::DatagramSocket
     } else {
         SourceKind::Socket
     }

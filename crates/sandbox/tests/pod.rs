@@ -2,6 +2,7 @@
 //! records.
 
 use std::io::{Read, Write};
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use kata_sandbox::step::Faults;
 use kata_sandbox::{Event, MACHINE_LOST, NewContainer, Process, Sandbox, SandboxError, Surroundings, describe};
 use kata_storage::namespace;
 use kata_testkit::machine::FakeVmm;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 
 /// A pod's surroundings in a directory of its own.
@@ -23,6 +25,8 @@ struct Lab {
     faults: Faults,
     events: mpsc::UnboundedReceiver<Event>,
     sandbox: Sandbox,
+    /// A socket of the host that the container gets, and its number.
+    service: (UnixListener, u32),
 }
 
 impl Lab {
@@ -39,7 +43,13 @@ impl Lab {
         let volume = serde_json::json!({
             "destination": "/data", "type": "bind", "source": dir.path().join("volume"), "options": ["rbind", "ro"],
         });
-        spec["mounts"].as_array_mut().expect("mounts").push(volume);
+        let service = dir.path().join("service");
+        let listener = UnixListener::bind(&service).expect("bind");
+        listener.set_nonblocking(true).expect("set");
+        let socket = serde_json::json!({"destination": "/s", "type": "bind", "source": service, "options": ["bind"]});
+        let mounts = spec["mounts"].as_array_mut().expect("mounts");
+        let number = u32::try_from(mounts.len() + 1).expect("few");
+        mounts.extend([volume, socket]);
         std::fs::write(bundle.join("config.json"), spec.to_string()).expect("write");
 
         let home = Home::at(dir.path().join("home"));
@@ -66,6 +76,7 @@ impl Lab {
             faults,
             events,
             sandbox,
+            service: (listener, number),
         }
     }
 
@@ -215,8 +226,8 @@ fn whichever_step_fails_nothing_is_left_and_the_id_is_free() {
             lab.faults.asked()
         };
         assert!(
-            steps >= 6,
-            "share, machine, agent, root file system, volume, container: {steps}"
+            steps >= 7,
+            "share, machine, agent, root file system, volume, socket, container: {steps}"
         );
         for step in 0..steps {
             let mut lab = Lab::new(FakeVmm::default(), Faults::at(step));
@@ -350,6 +361,48 @@ fn stdio_flows_both_ways_until_the_client_closes_it() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         assert!(reader.join().expect("reader") == expected, "every byte, in order");
+        lab.sandbox.shut_down().await;
+    });
+}
+
+#[test]
+fn a_socket_of_the_host_is_reached_until_the_container_goes() {
+    run(|| async {
+        let mut lab = Lab::new(FakeVmm::default(), Faults::none());
+        lab.create().await.expect("create");
+        let (listener, number) = &lab.service;
+        let listener = tokio::net::UnixListener::from_std(listener.try_clone().expect("dup")).expect("watch");
+        let mut guests = Vec::new();
+        let mut hosts = Vec::new();
+        for turn in 0..3_u8 {
+            let mut guest = lab.vmm.agent.connect_to_socket("c", *number).await;
+            let (mut host, _) = listener.accept().await.expect("accept");
+            guest.write_all(&[turn; 9]).await.expect("write");
+            let mut got = [0; 9];
+            host.read_exact(&mut got).await.expect("read");
+            assert_eq!(got, [turn; 9], "connections do not mix");
+            host.write_all(b"answer").await.expect("write");
+            host.shutdown().await.expect("half close");
+            let mut answer = Vec::new();
+            guest.read_to_end(&mut answer).await.expect("read");
+            assert_eq!(answer, b"answer");
+            guests.push(guest);
+            hosts.push(host);
+        }
+        lab.sandbox.shut_down().await;
+        for mut host in hosts {
+            assert_eq!(host.read(&mut [0; 9]).await.expect("read"), 0, "the connection ends");
+        }
+
+        lab.create().await.expect("again");
+        std::fs::remove_file(lab.path("service")).expect("rm");
+        drop(listener);
+        let number = lab.service.1;
+        lab.service.0 = UnixListener::bind(lab.path("service")).expect("bind another");
+        let mut guest = lab.vmm.agent.connect_to_socket("c", number).await;
+        let mut got = Vec::new();
+        guest.read_to_end(&mut got).await.expect("read");
+        assert!(got.is_empty() && guest.is_closed(), "nobody listens where it was bound");
         lab.sandbox.shut_down().await;
     });
 }

@@ -7,3 +7,4 @@ pub mod bind;
 pub mod mount;
 pub mod namespace;
 pub mod share;
+pub mod socket;

@@ -11,7 +11,7 @@ use futures::stream;
 use kata_wire::handshake::{self, Versions};
 use kata_wire::mux::{self, Incoming, Side, Stream};
 use kata_wire::proto;
-use kata_wire::stream::{Header, Kind};
+use kata_wire::stream::{CONNECTED, Header, Kind};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, mpsc, watch};
 use ttrpc::Code;
@@ -27,7 +27,12 @@ struct State {
     processes: BTreeMap<Id, Exit>,
     failing: Option<(String, Code, String)>,
     input_ended: Arc<Notify>,
+    sockets: BTreeMap<(String, u32), Vec<Stream>>,
+    socket_waits: Arc<Notify>,
 }
+
+/// The port of its loopback on which somebody listens, and sends back whatever comes.
+pub const ECHO_PORT: u16 = 7;
 
 /// The test's hand on the agent.
 #[derive(Clone, Default)]
@@ -63,6 +68,26 @@ impl FakeAgent {
             .is_ok()
     }
 
+    /// Connects to a socket of a container, as somebody in it would, as soon as the host waits for that.
+    pub async fn connect_to_socket(&self, container: &str, socket: u32) -> Stream {
+        loop {
+            let waits = self.state().socket_waits.clone();
+            let waiting = self
+                .state()
+                .sockets
+                .get_mut(&(container.to_owned(), socket))
+                .and_then(Vec::pop);
+            match waiting {
+                Some(mut stream) => {
+                    // A host that has gone meanwhile is seen by what follows.
+                    let _ = stream.write_all(&[CONNECTED]).await;
+                    return stream;
+                }
+                None => waits.notified().await,
+            }
+        }
+    }
+
     /// Ids of the containers and execs there are.
     pub fn processes(&self) -> Vec<Id> {
         self.state().processes.keys().cloned().collect()
@@ -96,11 +121,28 @@ impl FakeAgent {
             let Ok(header) = Header::receive(&mut stream).await else {
                 continue;
             };
-            let id = (header.container, header.exec);
-            match header.kind {
-                Kind::Requests => {
+            let (kind, id) = match header {
+                Header::Requests => {
                     let _ = requests.send(stream);
+                    continue;
                 }
+                Header::Stdio { kind, container, exec } => (kind, (container, exec)),
+                Header::Accept { container, socket } => {
+                    let mut state = self.state();
+                    state.sockets.entry((container, socket)).or_default().push(stream);
+                    state.socket_waits.notify_one();
+                    continue;
+                }
+                Header::Connect { port: ECHO_PORT, .. } => {
+                    if stream.write_all(&[CONNECTED]).await.is_ok() {
+                        tokio::spawn(echo_back(stream));
+                    }
+                    continue;
+                }
+                // Nobody listens there.
+                Header::Connect { .. } => continue,
+            };
+            match kind {
                 Kind::Stdin => {
                     inputs.insert(id, stream);
                 }
@@ -157,6 +199,13 @@ async fn echo(mut input: Stream, mut output: Stream, ended: Arc<Notify>) {
     let _ = output.shutdown().await;
     // Both halves stay until the peer is done with them.
     let _ = output.read(&mut block).await;
+}
+
+async fn echo_back(stream: Stream) {
+    let (mut input, mut output) = tokio::io::split(stream);
+    if tokio::io::copy(&mut input, &mut output).await.is_ok() {
+        let _ = output.shutdown().await;
+    }
 }
 
 type Done = ttrpc::Result<proto::Empty>;

@@ -4,13 +4,15 @@
 //!
 //! 1. [`handshake`]: both sides say which versions they speak, and agree or part;
 //! 2. [`mux`]: many independent, flow-controlled streams, all opened by the host;
-//! 3. [`stream`]: the first bytes of a stream say what it is: the requests of [`proto`], or one stdio stream of a process.
+//! 3. [`stream`]: the first bytes of a stream say what it is: the requests of [`proto`], one stdio stream of a process, or
+//!    a connection through the machine's wall, which [`relay`] carries on either side.
 //!
 //! What it refuses: it knows no OCI, no VMM, no container. Whatever comes from the guest is bounded before it is read.
 
 pub mod handshake;
 pub mod mux;
 pub mod names;
+pub mod relay;
 pub mod stream;
 
 /// The messages and the service of `proto/agent.proto`, generated.

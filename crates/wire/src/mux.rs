@@ -5,18 +5,56 @@
 //! taken from [`Incoming`].
 
 use std::future::poll_fn;
-use std::task::Poll;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{mpsc, oneshot};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
 use yamux::{Config, Connection, ConnectionError, Mode};
 
-/// One stream of the channel: bytes both ways, each half closed by itself.
-pub type Stream = Compat<yamux::Stream>;
+/// One stream of the channel: bytes both ways, each half closed by itself. Dropped before both are, it is reset.
+#[derive(Debug)]
+pub struct Stream {
+    bytes: Compat<yamux::Stream>,
+    /// Of those that the host opened.
+    _permit: Option<OwnedSemaphorePermit>,
+}
 
-/// Most streams open at once. Three a process, and one for the requests.
+impl Stream {
+    /// Both halves are closed; where ours was not closed by us, the peer has reset the stream.
+    pub fn is_closed(&self) -> bool {
+        self.bytes.get_ref().is_closed()
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.bytes).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.bytes).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.bytes).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.bytes).poll_shutdown(cx)
+    }
+}
+
+/// Most streams that a host opens at once. Three a process, one a connection, and one for the requests.
 pub const MAX_STREAMS: usize = 3072;
+
+/// What ends the channel: more than the host opens, because either side hears later of what the other has dropped.
+const LIMIT: usize = 4096;
 
 /// Which side of the channel this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,29 +65,45 @@ pub enum Side {
     Guest,
 }
 
-/// The channel has ended; no stream can be opened any more.
-#[derive(Clone, Copy, Debug, thiserror::Error)]
-#[error("the channel to the guest is closed")]
-pub struct Closed;
+/// Why no stream was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// The channel has ended; no stream can be opened any more.
+    #[error("the channel to the guest is closed")]
+    Closed,
+    /// There are too many already.
+    #[error("the channel to the guest has {MAX_STREAMS} streams open, and can have no more")]
+    TooMany,
+}
+
+type Wanted = oneshot::Sender<Compat<yamux::Stream>>;
 
 /// Opens streams.
 #[derive(Clone, Debug)]
-pub struct Opener(mpsc::Sender<oneshot::Sender<Stream>>);
+pub struct Opener {
+    wanted: mpsc::Sender<Wanted>,
+    permits: Arc<Semaphore>,
+}
 
 impl Opener {
     /// Opens a stream. The peer hears of it with the first bytes written.
     ///
     /// # Errors
-    /// [`Closed`] when the channel has ended.
-    pub async fn open(&self) -> Result<Stream, Closed> {
+    /// See [`OpenError`].
+    pub async fn open(&self) -> Result<Stream, OpenError> {
+        let permits = Arc::clone(&self.permits);
+        let permit = permits.try_acquire_owned().map_err(|_| OpenError::TooMany)?;
         let (reply, stream) = oneshot::channel();
-        self.0.send(reply).await.map_err(|_| Closed)?;
-        stream.await.map_err(|_| Closed)
+        self.wanted.send(reply).await.map_err(|_| OpenError::Closed)?;
+        Ok(Stream {
+            bytes: stream.await.map_err(|_| OpenError::Closed)?,
+            _permit: Some(permit),
+        })
     }
 
     /// Resolves when the channel has ended.
     pub async fn closed(&self) {
-        self.0.closed().await;
+        self.wanted.closed().await;
     }
 }
 
@@ -60,7 +114,12 @@ pub struct Incoming(mpsc::Receiver<Stream>);
 impl Incoming {
     /// The next stream.
     pub async fn next(&mut self) -> Option<Stream> {
-        self.0.recv().await
+        let mut stream = self.0.recv().await?;
+        // An acknowledgement travels with the first bytes that are written, and the host opens no more streams while 256
+        // are without. Many never carry anything towards the host: no bytes at all are enough. That they cannot be
+        // written is for whoever uses the stream to find out.
+        let _ = stream.write(&[]).await;
+        Some(stream)
     }
 }
 
@@ -71,7 +130,7 @@ where
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let mut config = Config::default();
-    config.set_max_num_streams(MAX_STREAMS);
+    config.set_max_num_streams(LIMIT);
     let mode = match side {
         Side::Host => Mode::Client,
         Side::Guest => Mode::Server,
@@ -84,19 +143,26 @@ where
             tracing::debug!(%error, "channel ended");
         }
     });
-    (Opener(opener), Incoming(incoming))
+    let permits = Arc::new(Semaphore::new(MAX_STREAMS));
+    (
+        Opener {
+            wanted: opener,
+            permits,
+        },
+        Incoming(incoming),
+    )
 }
 
 async fn drive<T>(
     mut connection: Connection<Compat<T>>,
-    mut wanted: mpsc::Receiver<oneshot::Sender<Stream>>,
+    mut wanted: mpsc::Receiver<Wanted>,
     found: mpsc::Sender<Stream>,
     side: Side,
 ) -> Result<(), ConnectionError>
 where
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let mut waiting: Option<oneshot::Sender<Stream>> = None;
+    let mut waiting: Option<Wanted> = None;
     loop {
         // One turn: whatever the connection has to do is done inside poll_next_inbound, so that is always polled;
         // a wanted stream is opened as soon as the connection allows it.
@@ -129,7 +195,10 @@ where
         match inbound {
             Some(Ok(stream)) if side == Side::Guest => {
                 // Never waits: a guest takes its streams at once; where it does not, the stream is reset.
-                let _ = found.try_send(stream.compat());
+                let _ = found.try_send(Stream {
+                    bytes: stream.compat(),
+                    _permit: None,
+                });
             }
             Some(Ok(_refused)) => {}
             Some(Err(error)) => return Err(error),
@@ -143,7 +212,7 @@ where
 mod tests {
     use super::*;
     use std::time::Duration;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::AsyncReadExt;
 
     fn pair() -> (Opener, Incoming) {
         let (a, b) = tokio::io::duplex(4096);
@@ -214,6 +283,34 @@ mod tests {
             "{accepted} bytes were taken for a reader that never reads"
         );
         drop(stuck);
+    }
+
+    #[tokio::test]
+    async fn silent_streams_do_not_keep_others_from_being_opened() {
+        let (opener, mut incoming) = pair();
+        let taken = tokio::spawn(async move {
+            let mut taken = Vec::new();
+            while let Some(stream) = incoming.next().await {
+                taken.push(stream);
+            }
+        });
+        let mut opened = Vec::new();
+        let many = async {
+            for _ in 0..MAX_STREAMS {
+                let mut stream = opener.open().await.expect("open");
+                stream.write_all(b"x").await.expect("write");
+                opened.push(stream);
+            }
+        };
+        let all = tokio::time::timeout(Duration::from_secs(60), many).await;
+        all.expect("nobody waits for what the guest never says");
+        assert_eq!(opener.open().await.err(), Some(OpenError::TooMany));
+        opened.clear();
+        // The channel itself is as well as before.
+        let mut stream = opener.open().await.expect("open");
+        stream.write_all(b"x").await.expect("write");
+        tokio::task::yield_now().await;
+        assert!(!taken.is_finished());
     }
 
     #[tokio::test]

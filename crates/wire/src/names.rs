@@ -20,6 +20,13 @@ pub const VOLUMES_DIR: &str = "volumes";
 
 /// Where the guest keeps the namespaces of the pod's first container (`ipc`, `uts`, `pid`) for the others to join.
 pub const POD_NAMESPACES: &str = "/run/kata/namespaces";
+/// Where the guest makes the sockets that stand for sockets of the host, one directory a container.
+pub const SOCKETS_DIR: &str = "/run/kata/sockets";
+
+/// Where the guest makes the socket of this number for a container.
+pub fn socket_path(container: &str, number: u32) -> String {
+    format!("{SOCKETS_DIR}/{container}/{number}")
+}
 
 /// File in the initramfs that lists the kernel modules to load, one absolute path a line, in order.
 pub const MODULES_LIST: &str = "/etc/kata-modules";

@@ -19,6 +19,7 @@ use super::refusal::Refusal;
 use crate::descriptor::watch;
 use crate::pod::{Container, Phase, Pod};
 use crate::process::{Plumbing, Process, Until, listen};
+use crate::sockets::Sockets;
 use crate::watch_cgroup;
 
 /// How long an init may take to prepare itself, and, with its hooks, to execute its program.
@@ -73,6 +74,9 @@ async fn make(pod: &Pod, request: &CreateContainerRequest) -> Result<Container, 
     };
     let internal = |error: std::io::Error| Refusal::Internal(format!("container {id}: {error}"));
 
+    let sockets = pod
+        .with(|state| Sockets::make(id, &request.sockets, state))
+        .map_err(internal)?;
     // Nothing is awaited from the birth to the watch for its end.
     let (jail, newborn, plumbing, exit) = pod.with(|state| {
         let (stdio, plumbing) = Plumbing::lay(&request.stdio, id, "", state).map_err(internal)?;
@@ -97,6 +101,7 @@ async fn make(pod: &Pod, request: &CreateContainerRequest) -> Result<Container, 
             phase: Phase::Created(link),
             init,
             execs: Default::default(),
+            _sockets: sockets,
         }),
         Err(refusal) => {
             if let Err(left) = empty_and_remove(&jail).await {
