@@ -9,6 +9,7 @@ mod flags;
 mod guest;
 mod log;
 mod metrics;
+mod network;
 mod serve;
 mod status;
 mod task;

@@ -22,7 +22,7 @@ use ttrpc::asynchronous::transport::Listener;
 use crate::flags::Flags;
 use crate::guest::GuestQuestions;
 use crate::task::TaskService;
-use crate::{drivers, event};
+use crate::{drivers, event, network};
 
 /// The number under which the process finds its listening socket.
 pub const LISTENER_FD: RawFd = 3;
@@ -38,21 +38,23 @@ pub fn run(flags: &Flags) -> Result<()> {
     let listener = take_fd(LISTENER_FD).context("started by hand? There is no listening socket")?;
     // Its own session: what the engine sends to its own process group is not meant for the pod.
     nix::unistd::setsid().context("setsid")?;
-    namespace::enter().context("cannot make a mount namespace of its own")?;
     let bundle = flags.bundle.clone().context("-bundle is missing")?;
+    let own_network = network::enter(&bundle)?;
+    namespace::enter().context("cannot make a mount namespace of its own")?;
     let home = Home::of(flags.place.as_deref().unwrap_or(&bundle));
     // One thread: the machine's processes die with the thread that started them, and it is the smallest, too.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(serve(flags, home.clone(), StdListener::from(listener)))?;
+    runtime.block_on(serve(flags, home.clone(), own_network, StdListener::from(listener)))?;
     home.remove().context("cannot remove the sandbox's directory")
 }
 
-async fn serve(flags: &Flags, home: Home, listener: StdListener) -> Result<()> {
+async fn serve(flags: &Flags, home: Home, own_network: bool, listener: StdListener) -> Result<()> {
     listener.set_nonblocking(true)?;
     let (events, happened) = mpsc::unbounded_channel();
     let opening = Opening {
         home: home.clone(),
         config: flags.config.clone(),
+        own_network,
         events,
     };
     let publisher = tokio::spawn(event::publish(
@@ -97,6 +99,7 @@ async fn serve(flags: &Flags, home: Home, listener: StdListener) -> Result<()> {
 pub struct Opening {
     home: Home,
     config: Option<PathBuf>,
+    own_network: bool,
     events: mpsc::UnboundedSender<kata_sandbox::Event>,
 }
 
@@ -125,6 +128,7 @@ impl Opening {
             vmm: drivers::driver(&config),
             config: Arc::new(config),
             events: self.events.clone(),
+            own_network: self.own_network,
             faults: Faults::none(),
         }))
     }

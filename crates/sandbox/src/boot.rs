@@ -13,6 +13,7 @@ use kata_wire::proto;
 use tokio::sync::oneshot;
 
 use crate::error::SandboxError;
+use crate::localhost;
 use crate::sandbox::{Sandbox, now_unix_nanos};
 use crate::step::Steps;
 
@@ -36,6 +37,9 @@ impl Sandbox {
         let vmm_ready = Instant::now();
         self.note("start the file server and the VMM", began).await;
         let guest = self.reach_agent(plan, machine, vmm_ready, steps).await?;
+        if self.own_network {
+            serve_localhost(&guest, steps)?;
+        }
         let kept = guest.clone();
         self.ask(move |state| state.guest = Some(kept)).await?;
         Ok(guest)
@@ -200,6 +204,19 @@ impl Sandbox {
         // Fails only while the process is going down, when times matter to nobody.
         let _ = self.ask(move |state| state.timeline.note(name, from)).await;
     }
+}
+
+/// Not every host can do it, and a pod can do without.
+fn serve_localhost(guest: &Agent, steps: &mut Steps) -> Result<(), SandboxError> {
+    steps.next("localhost")?;
+    match localhost::serve(guest) {
+        Ok(serving) => steps.done("localhost", move || async move {
+            drop(serving);
+            Ok(())
+        }),
+        Err(error) => tracing::warn!(%error, "connections to localhost in the pod's network namespace do not reach it"),
+    }
+    Ok(())
 }
 
 async fn ended(exit: &mut kata_machine::ExitWatch) -> String {

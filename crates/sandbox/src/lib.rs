@@ -8,6 +8,7 @@ mod boot;
 pub mod container;
 pub mod error;
 pub mod lifecycle;
+mod localhost;
 mod process;
 pub mod record;
 pub mod recover;

@@ -81,6 +81,8 @@ pub struct Surroundings {
     pub vmm: Arc<dyn Vmm>,
     /// Where events go.
     pub events: mpsc::UnboundedSender<Event>,
+    /// The network namespace that this process lives in is the pod's alone.
+    pub own_network: bool,
     /// Steps that tests make fail.
     pub faults: Faults,
 }
@@ -203,6 +205,7 @@ pub struct Sandbox {
     pub(crate) id: Arc<str>,
     pub(crate) config: Arc<Config>,
     pub(crate) vmm: Arc<dyn Vmm>,
+    pub(crate) own_network: bool,
     pub(crate) faults: Faults,
 }
 
@@ -215,6 +218,7 @@ impl Sandbox {
             config,
             vmm,
             events,
+            own_network,
             faults,
         } = surroundings;
         let id = Arc::from(record.id.as_str());
@@ -235,6 +239,7 @@ impl Sandbox {
             id,
             config,
             vmm,
+            own_network,
             faults,
         }
     }

@@ -14,8 +14,10 @@ use kata_sandbox::stdio::Stdio;
 use kata_sandbox::step::Faults;
 use kata_sandbox::{Event, MACHINE_LOST, NewContainer, Process, Sandbox, SandboxError, Surroundings, describe};
 use kata_storage::namespace;
+use kata_testkit::agent::ECHO_PORT;
 use kata_testkit::machine::FakeVmm;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
 /// A pod's surroundings in a directory of its own.
@@ -68,6 +70,7 @@ impl Lab {
             config: Arc::new(config),
             vmm: Arc::new(vmm.clone()),
             events: sender,
+            own_network: true,
             faults: faults.clone(),
         });
         Self {
@@ -146,11 +149,13 @@ fn exec(id: &str) -> Process {
     }
 }
 
-/// Runs a test on a thread with its own mount namespace and its own small runtime.
+/// Runs a test on a thread with its own mount and network namespaces and its own small runtime.
 fn run<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send) {
     std::thread::scope(|scope| {
         let ran = scope.spawn(|| {
             namespace::enter().expect("these tests need root");
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network of its own");
+            kata_sys::loopback::up().expect("loopback");
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
@@ -226,8 +231,8 @@ fn whichever_step_fails_nothing_is_left_and_the_id_is_free() {
             lab.faults.asked()
         };
         assert!(
-            steps >= 7,
-            "share, machine, agent, root file system, volume, socket, container: {steps}"
+            steps >= 8,
+            "share, machine, agent, localhost, root file system, volume, socket, container: {steps}"
         );
         for step in 0..steps {
             let mut lab = Lab::new(FakeVmm::default(), Faults::at(step));
@@ -404,6 +409,47 @@ fn a_socket_of_the_host_is_reached_until_the_container_goes() {
         guest.read_to_end(&mut got).await.expect("read");
         assert!(got.is_empty() && guest.is_closed(), "nobody listens where it was bound");
         lab.sandbox.shut_down().await;
+    });
+}
+
+#[test]
+fn localhost_of_the_pods_namespace_is_the_guests() {
+    run(|| async {
+        let lab = Lab::new(FakeVmm::default(), Faults::none());
+        let other = TcpListener::bind("127.0.0.1:5353").await.expect("bind");
+        lab.create().await.expect("create");
+        for address in [("127.0.0.1", ECHO_PORT), ("127.9.9.9", ECHO_PORT), ("::1", ECHO_PORT)] {
+            let mut client = TcpStream::connect(address).await.expect("connect");
+            let sent: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
+            let (mut input, mut output) = client.split();
+            let mut got = Vec::new();
+            let (wrote, read) = tokio::join!(
+                async {
+                    output.write_all(&sent).await?;
+                    output.shutdown().await
+                },
+                input.read_to_end(&mut got)
+            );
+            wrote.expect("write");
+            read.expect("read");
+            assert!(got == sent, "every byte comes back from {address:?}");
+        }
+        let mut refused = TcpStream::connect("127.0.0.1:8")
+            .await
+            .expect("it is refused afterwards");
+        let error = refused.read(&mut [0; 8]).await.expect_err("no mere end");
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+
+        let mut client = TcpStream::connect("127.0.0.1:5353").await.expect("connect");
+        let (mut near, _) = other.accept().await.expect("who listens here is reached");
+        client.write_all(b"x").await.expect("write");
+        assert_eq!(near.read(&mut [0; 8]).await.expect("read"), 1);
+
+        lab.sandbox.shut_down().await;
+        assert!(
+            TcpStream::connect(("127.0.0.1", ECHO_PORT)).await.is_err(),
+            "it is over"
+        );
     });
 }
 

@@ -1,4 +1,4 @@
-//! Programs that decide about device access in a cgroup (`BPF_PROG_TYPE_CGROUP_DEVICE`).
+//! BPF programs: loading them, and those that decide about device access in a cgroup (`BPF_PROG_TYPE_CGROUP_DEVICE`).
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -23,10 +23,6 @@ pub struct Instruction {
     /// Immediate operand.
     pub immediate: i32,
 }
-
-/// A loaded program.
-#[derive(Debug)]
-pub struct DeviceProgram(OwnedFd);
 
 #[repr(C)]
 #[derive(Default)]
@@ -54,37 +50,56 @@ struct AttachAttributes {
     replace_bpf_fd: u32,
 }
 
+/// Loads a program of type `kind`; the kernel verifies it.
+///
+/// # Errors
+/// `EINVAL` or `EACCES` when the verifier refuses it or the kernel has no such programs.
+pub(crate) fn load(kind: u32, attach_type: u32, instructions: &[Instruction]) -> io::Result<OwnedFd> {
+    let license = c"Apache-2.0";
+    let attributes = LoadAttributes {
+        prog_type: kind,
+        insn_cnt: u32::try_from(instructions.len()).map_err(|_| io::ErrorKind::InvalidInput)?,
+        insns: instructions.as_ptr() as u64,
+        license: license.as_ptr() as u64,
+        expected_attach_type: attach_type,
+        ..Default::default()
+    };
+    // SAFETY: the pointers in the attributes point to the instructions (as many as said, laid out as bpf_insn) and to a
+    // terminated string; both live through the call, which only reads them.
+    let fd = unsafe { command(PROG_LOAD, &attributes) }?;
+    // SAFETY: the kernel has just given us this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Gives a command to the kernel; answers the descriptor or zero that it answers.
+///
+/// # Safety
+/// `attributes` begins as `union bpf_attr` does for this command; what is missing of that is meant to be zero. Addresses in
+/// it are of memory that lives through the call and may be read and written there as the command does.
+///
+/// # Errors
+/// What the call failed with.
+pub(crate) unsafe fn command<T>(command: libc::c_int, attributes: &T) -> io::Result<RawFd> {
+    // SAFETY: the size is that of the struct, which lives through the call and, as the kernel does not write to it for the
+    // commands given in this crate, is only read. The rest is the caller's promise.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(RawFd::try_from(result).map_err(|_| io::ErrorKind::InvalidData)?)
+}
+
+/// A loaded program.
+#[derive(Debug)]
+pub struct DeviceProgram(OwnedFd);
+
 impl DeviceProgram {
     /// Loads a program; the kernel verifies it.
     ///
     /// # Errors
     /// `EINVAL` or `EACCES` when the verifier refuses it or the kernel has no such programs.
     pub fn load(instructions: &[Instruction]) -> io::Result<Self> {
-        let license = c"Apache-2.0";
-        let attributes = LoadAttributes {
-            prog_type: TYPE_CGROUP_DEVICE,
-            insn_cnt: u32::try_from(instructions.len()).map_err(|_| io::ErrorKind::InvalidInput)?,
-            insns: instructions.as_ptr() as u64,
-            license: license.as_ptr() as u64,
-            ..Default::default()
-        };
-        // SAFETY: the struct begins as `union bpf_attr` does for this command and its size is given, so the kernel takes
-        // the rest as zero. The pointers in it point to the instructions (as many as said, laid out as bpf_insn) and to
-        // a terminated string; all live through the call, which only reads them.
-        let fd = unsafe {
-            libc::syscall(
-                libc::SYS_bpf,
-                PROG_LOAD,
-                &raw const attributes,
-                size_of::<LoadAttributes>(),
-            )
-        };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        let fd = RawFd::try_from(fd).map_err(|_| io::ErrorKind::InvalidData)?;
-        // SAFETY: the kernel has just given us this descriptor, and nobody else knows it.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+        Ok(Self(load(TYPE_CGROUP_DEVICE, 0, instructions)?))
     }
 
     /// Lets the program decide in this cgroup too, beside those already there. All must agree.
@@ -103,7 +118,7 @@ impl DeviceProgram {
         self.command(PROG_DETACH, cgroup, 0)
     }
 
-    fn command(&self, command: libc::c_int, cgroup: BorrowedFd<'_>, attach_flags: u32) -> io::Result<()> {
+    fn command(&self, number: libc::c_int, cgroup: BorrowedFd<'_>, attach_flags: u32) -> io::Result<()> {
         let attributes = AttachAttributes {
             target_fd: cgroup.as_raw_fd() as u32,
             attach_bpf_fd: self.0.as_raw_fd() as u32,
@@ -111,20 +126,7 @@ impl DeviceProgram {
             attach_flags,
             replace_bpf_fd: 0,
         };
-        // SAFETY: the struct begins as `union bpf_attr` does for these commands and its size is given; it holds integers
-        // only and lives through the call, which only reads it.
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_bpf,
-                command,
-                &raw const attributes,
-                size_of::<AttachAttributes>(),
-            )
-        };
-        if result < 0 {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(())
-        }
+        // SAFETY: the struct begins as `union bpf_attr` does for these commands, and holds no addresses.
+        unsafe { command(number, &attributes) }.map(drop)
     }
 }
