@@ -349,6 +349,19 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// The end of something that is no command of ours: `line` says what.
+    pub(crate) fn of(line: String, code: i32, stdout: Vec<u8>, stderr: Vec<u8>, took: Duration) -> Self {
+        use std::os::unix::process::ExitStatusExt;
+        let status = Some(ExitStatus::from_raw(code << 8));
+        Self {
+            line,
+            status,
+            stdout,
+            stderr,
+            took,
+        }
+    }
+
     #[track_caller]
     fn in_time(self, limit: Duration) -> Self {
         assert!(self.status.is_some(), "not ended after {limit:?} and killed: {self}");

@@ -10,46 +10,97 @@ use crate::lab::Lab;
 use crate::runtime::Kind;
 use crate::{places, wait};
 
+/// Which containerd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Release {
+    /// The machine's own, 1.6.
+    V1,
+    /// The newest that the set-up could get, 2.1 or later.
+    V2,
+}
+
+impl Release {
+    /// One of its programs.
+    #[track_caller]
+    pub fn program(self, name: &str) -> PathBuf {
+        match self {
+            Self::V1 => places::tool(name),
+            Self::V2 => places::unpacked("containerd-2", name),
+        }
+    }
+
+    /// The first lines of its configuration file.
+    fn heading(self) -> &'static str {
+        match self {
+            Self::V1 => "version = 2",
+            Self::V2 => "version = 3",
+        }
+    }
+}
+
 /// The daemon, which lives as long as this.
 #[derive(Debug)]
 pub struct Containerd<'lab> {
     lab: &'lab Lab,
+    release: Release,
     daemon: Running,
     log: PathBuf,
 }
 
-const SOCKET: &str = "/run/e2e-containerd/containerd.sock";
+/// Where the daemon listens, as the lab sees it.
+pub const SOCKET: &str = "/run/e2e-containerd/containerd.sock";
 
 impl<'lab> Containerd<'lab> {
-    /// Starts the daemon and imports the image.
+    /// Starts the daemon without CRI and imports the image.
     ///
     /// # Panics
     /// When it does not answer in time.
     #[track_caller]
     pub fn start(lab: &'lab Lab) -> Self {
+        let containerd = Self::launch(
+            lab,
+            Release::V1,
+            "disabled_plugins = [\"io.containerd.grpc.v1.cri\"]",
+            "",
+        );
+        let archive = image::busybox(&lab.scratch().join("containerd"));
+        containerd.ctr(["image", "import"]).arg(archive).run().ok();
+        containerd
+    }
+
+    /// Starts the daemon with these settings and sections in its configuration.
+    ///
+    /// # Panics
+    /// When it does not answer in time.
+    #[track_caller]
+    pub fn launch(lab: &'lab Lab, release: Release, settings: &str, sections: &str) -> Self {
         let dir = lab.scratch().join("containerd");
         fs::create_dir_all(&dir).expect("containerd's folder");
         let (config, log) = (dir.join("config.toml"), dir.join("log"));
         let root = dir.join("root");
         let text = format!(
-            "version = 2\nroot = {root:?}\nstate = \"/run/e2e-containerd\"\ndisabled_plugins = \
-             [\"io.containerd.grpc.v1.cri\"]\n[grpc]\n  address = \"{SOCKET}\"\n[ttrpc]\n  address = \"{SOCKET}.ttrpc\"\n"
+            "{}\nroot = {root:?}\nstate = \"/run/e2e-containerd\"\n{settings}\n[grpc]\n  address = \"{SOCKET}\"\n[ttrpc]\n  \
+             address = \"{SOCKET}.ttrpc\"\n{sections}",
+            release.heading()
         );
         fs::write(&config, text).expect("containerd's configuration");
-        // The shims of `--runtime io.containerd.NAME.v2` are looked for in the daemon's PATH.
+        // The shims of `--runtime io.containerd.NAME.v2` are looked for in the daemon's PATH: runc's is the daemon's own.
+        let program = release.program("containerd");
+        let beside = program.parent().expect("a program in a folder").display();
         let path = format!(
-            "{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "{}:{beside}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             places::bin_dir().display()
         );
         let script = r#"exec "$0" --config "$1" >"$2" 2>&1"#;
         let daemon = lab
             .command("sh")
             .args(["-c", script])
-            .arg(places::tool("containerd"))
+            .arg(&program)
             .arg(&config)
             .arg(&log);
         let containerd = Self {
             lab,
+            release,
             daemon: daemon.env("PATH", path).start(),
             log,
         };
@@ -60,8 +111,6 @@ impl<'lab> Containerd<'lab> {
             "containerd does not answer; its log:\n{}",
             containerd.log()
         );
-        let archive = image::busybox(&dir);
-        containerd.ctr(["image", "import"]).arg(archive).run().ok();
         containerd
     }
 
@@ -74,7 +123,7 @@ impl<'lab> Containerd<'lab> {
     #[track_caller]
     pub fn ctr<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Cmd {
         self.lab
-            .command(places::tool("ctr"))
+            .command(self.release.program("ctr"))
             .args(["--address", SOCKET])
             .args(args)
     }

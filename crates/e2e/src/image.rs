@@ -8,28 +8,58 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::command::Cmd;
-use crate::rootfs;
+use crate::{places, rootfs};
 
-/// The name under which the engines know the image.
+/// The name under which the engines know the image of busybox.
 pub const BUSYBOX: &str = "docker.io/library/busybox:1";
+
+/// The name under which the engines know the image of a pod's first container.
+pub const PAUSE: &str = "registry.local/e2e/pause:1";
 
 /// Makes the archive of a busybox image, with everything it needs on the way, below `dir`.
 ///
 /// # Panics
 /// When a file cannot be written.
 pub fn busybox(dir: &Path) -> PathBuf {
-    let root = dir.join("image-rootfs");
-    rootfs::make(&root);
-    let layout = dir.join("image-layout");
+    let dir = dir.join("busybox");
+    rootfs::make(&dir.join("rootfs"));
+    make(
+        &dir,
+        BUSYBOX,
+        &json!({"Cmd": ["sh"], "Env": ["PATH=/bin"], "WorkingDir": "/"}),
+    )
+}
+
+/// Makes the archive of the pause image below `dir`: one static program, an ordinary user.
+///
+/// # Panics
+/// When it cannot be compiled or a file cannot be written.
+pub fn pause(dir: &Path) -> PathBuf {
+    let dir = dir.join("pause");
+    let root = dir.join("rootfs");
+    fs::create_dir_all(&root).expect("the pause image's root");
+    let source = dir.join("pause.c");
+    fs::write(&source, include_str!("pause.c")).expect("pause.c");
+    let compiler = Cmd::new(places::tool("musl-gcc")).args(["-Os", "-static", "-s", "-o"]);
+    compiler.arg(root.join("pause")).arg(&source).run().ok();
+    make(
+        &dir,
+        PAUSE,
+        &json!({"Entrypoint": ["/pause"], "User": "65535:65535", "WorkingDir": "/"}),
+    )
+}
+
+/// Packs `dir/rootfs` as an image with this name and configuration.
+fn make(dir: &Path, name: &str, process: &Value) -> PathBuf {
+    let layout = dir.join("layout");
     let blobs = layout.join("blobs/sha256");
     fs::create_dir_all(&blobs).expect("blobs");
 
     let layer_tar = dir.join("layer.tar");
-    pack(&root, &layer_tar);
+    pack(&dir.join("rootfs"), &layer_tar);
     let layer = store(&blobs, &fs::read(&layer_tar).expect("layer"));
     let config = json!({
-        "architecture": "amd64", "os": "linux",
-        "config": {"Cmd": ["sh"], "Env": ["PATH=/bin"], "WorkingDir": "/"},
+        "architecture": "amd64", "os": "linux", "config": process,
         "rootfs": {"type": "layers", "diff_ids": [format!("sha256:{}", layer.0)]},
     });
     let config = store(&blobs, config.to_string().as_bytes());
@@ -40,20 +70,20 @@ pub fn busybox(dir: &Path) -> PathBuf {
     });
     let manifest = store(&blobs, manifest.to_string().as_bytes());
     let mut entry = descriptor("application/vnd.oci.image.manifest.v1+json", &manifest);
-    entry["annotations"] = json!({"io.containerd.image.name": BUSYBOX, "org.opencontainers.image.ref.name": "1"});
+    entry["annotations"] = json!({"io.containerd.image.name": name, "org.opencontainers.image.ref.name": "1"});
     let blob = |(digest, _): &(String, usize)| format!("blobs/sha256/{digest}");
     let files = [
         ("oci-layout", json!({"imageLayoutVersion": "1.0.0"})),
         ("index.json", json!({"schemaVersion": 2, "manifests": [entry]})),
         (
             "manifest.json",
-            json!([{"Config": blob(&config), "RepoTags": [BUSYBOX], "Layers": [blob(&layer)]}]),
+            json!([{"Config": blob(&config), "RepoTags": [name], "Layers": [blob(&layer)]}]),
         ),
     ];
     for (name, value) in files {
         fs::write(layout.join(name), value.to_string()).expect(name);
     }
-    let archive = dir.join("busybox.tar");
+    let archive = dir.join("image.tar");
     pack(&layout, &archive);
     archive
 }

@@ -3,16 +3,22 @@
 //! that happens, and takes everything in the room with it.
 
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use kata_sys::process::PidFd;
+use nix::sched::CloneFlags;
 
 use crate::command::Cmd;
 use crate::places;
+
+/// How long one step of a conversation with something in a lab may take.
+const TALK_LIMIT: Duration = Duration::from_secs(30);
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -94,6 +100,38 @@ impl Lab {
             ])
             .arg("sh")
             .named(program.as_ref())
+    }
+
+    /// Connects to a TCP port as the lab's network has it. Reads and writes on the connection have a time limit.
+    ///
+    /// # Errors
+    /// Whatever connecting says.
+    pub fn connect(&self, address: SocketAddr) -> io::Result<TcpStream> {
+        let namespace = File::open(format!("/proc/{}/ns/net", self.anchor))?;
+        // The thread that enters the network ends at once; the connection stays where it was made.
+        let inside = move || {
+            nix::sched::setns(&namespace, CloneFlags::CLONE_NEWNET)?;
+            TcpStream::connect_timeout(&address, TALK_LIMIT)
+        };
+        let stream = std::thread::spawn(inside).join().expect("connecting does not panic")?;
+        stream.set_read_timeout(Some(TALK_LIMIT))?;
+        stream.set_write_timeout(Some(TALK_LIMIT))?;
+        Ok(stream)
+    }
+
+    /// Fetches `http://ADDRESS/PATH` as a process of the lab would, and answers the body.
+    ///
+    /// # Errors
+    /// When there is no connection or no answer; an answer that is no success is one, too.
+    pub fn fetch(&self, address: SocketAddr, path: &str) -> io::Result<String> {
+        let mut stream = self.connect(address)?;
+        write!(stream, "GET /{path} HTTP/1.0\r\nHost: {address}\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+        let good = head.split(' ').nth(1) == Some("200");
+        good.then(|| body.to_owned())
+            .ok_or_else(|| io::Error::other(format!("no page: {head}")))
     }
 
     /// The lab's own cgroup of a v1 controller, as the host sees it.

@@ -58,6 +58,15 @@ done </proc/self/cgroup
         mkdir /run/workspace
         mount --bind "$KATA_E2E_WORKSPACE" /run/workspace
         for dir in /tmp /var/tmp /dev/shm; do mount -t tmpfs -o mode=1777 tmpfs "$dir"; done
+        # Engines write to fixed places below these, which the room has for itself. The layers lie on a tmpfs without a name.
+        mount -t tmpfs tmpfs /mnt
+        for dir in /etc /opt /var/lib; do
+            mkdir -p "/mnt$dir/upper" "/mnt$dir/work"
+            mount -t overlay -o "lowerdir=$dir,upperdir=/mnt$dir/upper,workdir=/mnt$dir/work" overlay "$dir"
+        done
+        umount -l /mnt
+        # The room is the host of its pods, which reach each other through it.
+        echo 1 >/proc/sys/net/ipv4/ip_forward
         # It may itself lie below one of them.
         mkdir -p "$KATA_E2E_WORKSPACE"
         mount --move /run/workspace "$KATA_E2E_WORKSPACE"

@@ -5,6 +5,7 @@
 pub mod bundle;
 pub mod command;
 pub mod containerd;
+pub mod cri;
 pub mod expect;
 pub mod fixture;
 pub mod image;
@@ -27,6 +28,26 @@ macro_rules! against_both {
         }
         mod kata {
             $(#[test] fn $case() { super::$case($crate::runtime::Kind::Kata) })*
+        }
+    };
+}
+
+/// Makes of each case `fn case(node: Node)` four tests: against both generations of containerd, by runc and by ours.
+#[macro_export]
+macro_rules! against_nodes {
+    ($($case:ident),* $(,)?) => {
+        $crate::against_nodes!(@ runc_v1, Runc, V1, $($case),*);
+        $crate::against_nodes!(@ runc_v2, Runc, V2, $($case),*);
+        $crate::against_nodes!(@ kata_v1, Kata, V1, $($case),*);
+        $crate::against_nodes!(@ kata_v2, Kata, V2, $($case),*);
+    };
+    (@ $name:ident, $kind:ident, $release:ident, $($case:ident),*) => {
+        mod $name {
+            const NODE: $crate::cri::Node = $crate::cri::Node {
+                kind: $crate::runtime::Kind::$kind,
+                release: $crate::containerd::Release::$release,
+            };
+            $(#[test] fn $case() { super::$case(NODE) })*
         }
     };
 }

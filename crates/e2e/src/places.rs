@@ -57,6 +57,26 @@ pub fn tool(name: &str) -> PathBuf {
     found.unwrap_or_else(|| panic!("{name} is not installed: run `scripts/setup.sh --test`"))
 }
 
+/// A program of an engine newer than the machine's, which the set-up has unpacked: `NAME/usr/(s)bin/PROGRAM`.
+///
+/// # Panics
+/// When it is not there.
+#[track_caller]
+pub fn unpacked(engine: &str, program: &str) -> PathBuf {
+    let usr = Path::new("/opt/kata-tools/engines").join(engine).join("usr");
+    let dirs = ["bin", "sbin", "libexec/docker"];
+    let found = dirs
+        .iter()
+        .map(|dir| usr.join(dir).join(program))
+        .find(|path| path.is_file());
+    found.unwrap_or_else(|| {
+        panic!(
+            "{program} is not below {}: run `scripts/setup.sh --test`",
+            usr.display()
+        )
+    })
+}
+
 /// The folder below which labs keep their files: on a real file system, and seen from inside and outside alike.
 pub fn scratch() -> PathBuf {
     let dir = workspace().join("target/e2e");
