@@ -105,7 +105,8 @@ pub struct Opening {
 
 impl Opening {
     /// Opens the sandbox. Which configuration it gets: the command line's, else the pod's annotation, else that of
-    /// containerd's options (`from_options`), else the environment's, else the first default file there is.
+    /// containerd's options (`from_options`), else the environment's, else the first default file there is; and over it the
+    /// annotations that it allows.
     ///
     /// # Errors
     /// [`SandboxError`] for an unusable bundle or configuration.
@@ -116,7 +117,8 @@ impl Opening {
             .clone()
             .or_else(|| bundle.config_path().map(Path::to_owned))
             .or(from_options);
-        let (config, warnings) = Config::find(explicit.as_deref())?;
+        let (mut config, mut warnings) = Config::find(explicit.as_deref())?;
+        warnings.extend(config.annotate(bundle.annotations())?);
         for warning in &warnings {
             tracing::warn!("{warning}");
         }

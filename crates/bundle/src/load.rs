@@ -175,6 +175,12 @@ impl Bundle {
         annotations.get(CONFIG_PATH).map(Path::new)
     }
 
+    /// The annotations of the specification, in no order.
+    pub fn annotations(&self) -> impl Iterator<Item = (&str, &str)> {
+        let all = self.spec.annotations().iter().flatten();
+        all.map(|(name, text)| (name.as_str(), text.as_str()))
+    }
+
     /// Whether the container's first process wants a terminal.
     pub fn terminal(&self) -> bool {
         let process = self.spec.process().as_ref();

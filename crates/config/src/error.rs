@@ -4,18 +4,29 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-/// A line of a configuration file.
+/// Where something is said.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// The file.
-    pub file: PathBuf,
-    /// Counted from 1.
-    pub line: usize,
+pub enum Place {
+    /// In a line of a configuration file.
+    Line {
+        /// The file.
+        file: PathBuf,
+        /// Counted from 1.
+        line: usize,
+    },
+    /// In an annotation of the pod.
+    Annotation {
+        /// Its whole name.
+        name: String,
+    },
 }
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.file.display(), self.line)
+        match self {
+            Self::Line { file, line } => write!(f, "{}:{line}", file.display()),
+            Self::Annotation { name } => write!(f, "annotation {name}"),
+        }
     }
 }
 
@@ -52,6 +63,14 @@ pub enum ConfigError {
         found: String,
         /// What the key takes.
         allowed: String,
+    },
+    /// An annotation that may not be used, or that nobody knows.
+    #[error("annotation {name} is refused: {reason}")]
+    Annotation {
+        /// Its whole name.
+        name: String,
+        /// Why.
+        reason: String,
     },
 }
 

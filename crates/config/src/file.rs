@@ -35,7 +35,7 @@ pub(crate) struct Entry {
 /// # Errors
 /// [`ConfigError::Syntax`]
 pub(crate) fn parse(file: &Path, text: &str) -> Result<Vec<Item>, ConfigError> {
-    let place = |offset: usize| Place {
+    let place = |offset: usize| Place::Line {
         file: file.to_owned(),
         line: line_of(text, offset),
     };

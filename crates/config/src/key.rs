@@ -1,5 +1,6 @@
 //! The keys that have an effect: one row each, how it is read and how it is shown.
 
+use crate::annotation;
 use crate::settings::{Config, CpuCount, SharedFs, VirtioFsCache};
 use crate::value::{Allowed, Shown, Value};
 
@@ -46,6 +47,13 @@ macro_rules! key {
 /// In the order in which they are shown.
 pub(crate) const KEYS: &[Key] = &[
     key!(QEMU, "path", qemu.path, Value::path),
+    key!(QEMU, "enable_annotations", qemu.enable_annotations, read_expressions),
+    key!(
+        QEMU,
+        "valid_hypervisor_paths",
+        qemu.valid_hypervisor_paths,
+        read_patterns
+    ),
     key!(QEMU, "kernel", qemu.kernel, Value::optional_path),
     key!(QEMU, "initrd", qemu.initrd, Value::optional_path),
     key!(QEMU, "kernel_params", qemu.kernel_params, read_words, show_words),
@@ -62,12 +70,28 @@ pub(crate) const KEYS: &[Key] = &[
         show_max_vcpus
     ),
     key!(QEMU, "default_memory", qemu.default_memory, read_memory),
+    key!(
+        QEMU,
+        "default_maxmemory",
+        qemu.default_maxmemory,
+        read_max_memory,
+        |most: &Option<u32>| most.unwrap_or(0).shown()
+    ),
+    key!(QEMU, "memory_slots", qemu.memory_slots, |value| value
+        .number("slots", 0, 256)),
+    key!(QEMU, "enable_virtio_mem", qemu.enable_virtio_mem, Value::boolean),
     key!(QEMU, "shared_fs", qemu.shared_fs, read_shared_fs, |kind: &Option<
         SharedFs,
     >| {
         kind.map(|kind| Value::from(kind.as_str()))
     }),
     key!(QEMU, "virtio_fs_daemon", qemu.virtio_fs_daemon, Value::optional_path),
+    key!(
+        QEMU,
+        "valid_virtio_fs_daemon_paths",
+        qemu.valid_virtio_fs_daemon_paths,
+        read_patterns
+    ),
     key!(
         QEMU,
         "virtio_fs_cache",
@@ -83,6 +107,7 @@ pub(crate) const KEYS: &[Key] = &[
         1 << 24
     )),
     key!(QEMU, "entropy_source", qemu.entropy_source, Value::path),
+    key!(QEMU, "valid_entropy_sources", qemu.valid_entropy_sources, read_patterns),
     key!(QEMU, "seccompsandbox", qemu.seccompsandbox, Value::text),
     key!(QEMU, "enable_debug", qemu.enable_debug, Value::boolean),
     key!(QEMU, "use_vsock", qemu.use_vsock, |value| value.boolean().map(Some)),
@@ -93,6 +118,36 @@ pub(crate) const KEYS: &[Key] = &[
         RUNTIME,
         "disable_guest_seccomp",
         runtime.disable_guest_seccomp,
+        Value::boolean
+    ),
+    key!(
+        RUNTIME,
+        "sandbox_cgroup_only",
+        runtime.sandbox_cgroup_only,
+        Value::boolean
+    ),
+    key!(
+        RUNTIME,
+        "static_sandbox_resource_mgmt",
+        runtime.static_sandbox_resource_mgmt,
+        Value::boolean
+    ),
+    key!(
+        RUNTIME,
+        "static_sandbox_default_workload_mem",
+        runtime.static_sandbox_default_workload_mem,
+        |value| value.number("MiB", 0, u32::MAX)
+    ),
+    key!(
+        RUNTIME,
+        "static_sandbox_default_workload_vcpus",
+        runtime.static_sandbox_default_workload_vcpus,
+        read_workload_vcpus
+    ),
+    key!(
+        RUNTIME,
+        "enable_vcpus_pinning",
+        runtime.enable_vcpus_pinning,
         Value::boolean
     ),
     key!(RUNTIME, "experimental", runtime.experimental, Value::texts),
@@ -112,8 +167,8 @@ fn show_vcpus(count: &CpuCount) -> Option<Value> {
     Some(show_count(*count, -1))
 }
 
-fn show_max_vcpus(count: &Option<CpuCount>) -> Option<Value> {
-    count.map(|count| show_count(count, 0))
+fn show_max_vcpus(count: &CpuCount) -> Option<Value> {
+    Some(show_count(*count, 0))
 }
 
 fn show_count(count: CpuCount, host: i64) -> Value {
@@ -153,11 +208,49 @@ fn read_vcpus(value: &Value) -> Result<CpuCount, Allowed> {
     }
 }
 
-fn read_max_vcpus(value: &Value) -> Result<Option<CpuCount>, Allowed> {
+fn read_max_memory(value: &Value) -> Result<Option<u32>, Allowed> {
+    match value.number("MiB", 0, u32::MAX) {
+        Ok(0) => Ok(None),
+        Ok(most) if most >= LEAST_MEMORY_MIB => Ok(Some(most)),
+        _ => Err(Allowed(format!(
+            "a whole number of MiB, at least {LEAST_MEMORY_MIB}, or 0 for all of the host"
+        ))),
+    }
+}
+
+/// Parts of a CPU are rounded up.
+fn read_workload_vcpus(value: &Value) -> Result<u32, Allowed> {
+    let whole = match value {
+        Value::Float(count) if count.is_finite() => &Value::Integer(count.ceil() as i64),
+        other => other,
+    };
+    whole.number("CPUs", 0, u32::MAX)
+}
+
+fn read_expressions(value: &Value) -> Result<Vec<String>, Allowed> {
+    let texts = value.texts()?;
+    match texts.iter().all(|text| annotation::expression(text).is_ok()) {
+        true => Ok(texts),
+        false => Err(Allowed("a list of regular expressions in quotes".to_owned())),
+    }
+}
+
+fn read_patterns(value: &Value) -> Result<Vec<String>, Allowed> {
+    let texts = value.texts()?;
+    // Kata's files have empty ones, which match nothing.
+    match texts.iter().all(|text| text.is_empty() || text.starts_with('/')) {
+        true => Ok(texts),
+        false => Err(Allowed(
+            "a list of absolute paths or patterns of them in quotes".to_owned(),
+        )),
+    }
+}
+
+fn read_max_vcpus(value: &Value) -> Result<CpuCount, Allowed> {
     match value {
-        Value::Integer(0) => Ok(Some(CpuCount::Host)),
+        Value::Integer(0) => Ok(CpuCount::Host),
         Value::Integer(count) if (1..=i64::from(u32::MAX)).contains(count) => {
-            Ok(Some(CpuCount::Exactly(u32::try_from(*count).unwrap_or(u32::MAX))))
+            Ok(CpuCount::Exactly(u32::try_from(*count).unwrap_or(u32::MAX)))
         }
         _ => Err(Allowed("a whole number of CPUs, or 0 for all of the host".to_owned())),
     }

@@ -1,10 +1,12 @@
-//! Kata's configuration files and drop-ins become one frozen [`Config`].
+//! Kata's configuration files, drop-ins and the annotations that they allow become one frozen [`Config`].
 //!
 //! Names, sections and search order are those of Kata Containers. Defaults need no file. What this crate refuses: it
 //! never looks whether a path in the configuration exists, it only says which ones to look for.
 
+mod annotation;
 mod error;
 mod file;
+mod glob;
 mod key;
 mod known;
 mod load;

@@ -23,6 +23,10 @@ pub struct Config {
 pub struct Qemu {
     /// The VMM's executable.
     pub path: PathBuf,
+    /// Regular expressions; an annotation `io.katacontainers.config.hypervisor.NAME` counts if one matches all of NAME.
+    pub enable_annotations: Vec<String>,
+    /// Patterns of paths that the annotation `path` may name.
+    pub valid_hypervisor_paths: Vec<String>,
     /// Guest kernel, an uncompressed ELF `vmlinux`.
     pub kernel: Option<PathBuf>,
     /// Initramfs with the agent as `/init`.
@@ -39,14 +43,22 @@ pub struct Qemu {
     pub firmware: Option<PathBuf>,
     /// CPUs at boot.
     pub default_vcpus: CpuCount,
-    /// CPUs that the machine can grow to; `None` is as many as it has at boot.
-    pub default_maxvcpus: Option<CpuCount>,
-    /// Memory at boot, MiB; `None` is 2048 under KVM and 256 under TCG.
+    /// CPUs that the machine can grow to.
+    pub default_maxvcpus: CpuCount,
+    /// Memory without that of the containers' limits, MiB; `None` is 2048 under KVM and 256 under TCG.
     pub default_memory: Option<u32>,
+    /// Memory that the machine can grow to, MiB; `None` is all that the host has.
+    pub default_maxmemory: Option<u32>,
+    /// Memory devices that can be added to a running machine.
+    pub memory_slots: u32,
+    /// Memory is added, and taken back, by a virtio-mem device instead of memory devices.
+    pub enable_virtio_mem: bool,
     /// How the guest sees the host's directories; `None` is virtio-fs where its daemon is installed, else virtio-9p.
     pub shared_fs: Option<SharedFs>,
     /// The virtio-fs daemon.
     pub virtio_fs_daemon: Option<PathBuf>,
+    /// Patterns of paths that the annotation `virtio_fs_daemon` may name.
+    pub valid_virtio_fs_daemon_paths: Vec<String>,
     /// What the guest may remember of a virtio-fs share.
     pub virtio_fs_cache: VirtioFsCache,
     /// Entries of the virtio-fs request queue: a power of two up to 1024.
@@ -57,6 +69,8 @@ pub struct Qemu {
     pub msize_9p: u32,
     /// File of the host that feeds the guest's random number generator.
     pub entropy_source: PathBuf,
+    /// Patterns of paths that the annotation `entropy_source` may name.
+    pub valid_entropy_sources: Vec<String>,
     /// The VMM's system call filter, in QEMU's words (`-sandbox`); empty for none.
     pub seccompsandbox: String,
     /// Verbose guest kernel and VMM.
@@ -81,6 +95,17 @@ pub struct Runtime {
     pub enable_debug: bool,
     /// Run containers without the seccomp filters that their specifications ask for.
     pub disable_guest_seccomp: bool,
+    /// All of the pod's processes are put into one cgroup below the pod's; else the CPUs of the guest alone are, and the
+    /// rest into a cgroup without limits.
+    pub sandbox_cgroup_only: bool,
+    /// The machine is sized at boot and never changes.
+    pub static_sandbox_resource_mgmt: bool,
+    /// What a machine that never changes gets for containers that did not say, MiB.
+    pub static_sandbox_default_workload_mem: u32,
+    /// What a machine that never changes gets for containers that did not say.
+    pub static_sandbox_default_workload_vcpus: u32,
+    /// Each CPU of the guest gets one of the host for itself, where the container's cpuset has as many.
+    pub enable_vcpus_pinning: bool,
     /// Names of experimental features.
     pub experimental: Vec<String>,
     /// How long the creation of a container may take, boot included.
@@ -128,6 +153,14 @@ pub struct Assets {
     /// Initramfs.
     pub initrd: PathBuf,
 }
+
+const ENABLED_ANNOTATIONS: [&str; 5] = [
+    "enable_iommu",
+    "kernel_params",
+    "kernel_verity_params",
+    "default_vcpus",
+    "default_memory",
+];
 
 const ASSETS: [(&str, &str); 2] = [
     (
@@ -187,6 +220,9 @@ impl Default for Qemu {
     fn default() -> Self {
         Self {
             path: "/usr/bin/qemu-system-x86_64".into(),
+            // Not `virtio_fs_extra_args`, which Kata allows: it would share any directory of the host with the guest.
+            enable_annotations: ENABLED_ANNOTATIONS.map(str::to_owned).into(),
+            valid_hypervisor_paths: Vec::new(),
             kernel: None,
             initrd: None,
             kernel_params: Vec::new(),
@@ -195,10 +231,14 @@ impl Default for Qemu {
             cpu_features: None,
             firmware: None,
             default_vcpus: CpuCount::Exactly(1),
-            default_maxvcpus: None,
+            default_maxvcpus: CpuCount::Host,
             default_memory: None,
+            default_maxmemory: None,
+            memory_slots: 10,
+            enable_virtio_mem: false,
             shared_fs: None,
             virtio_fs_daemon: None,
+            valid_virtio_fs_daemon_paths: Vec::new(),
             // `metadata` and `never` are faster for large files, but with them no file can be mapped shared and writable,
             // which databases do (SQLite's write-ahead log is one).
             virtio_fs_cache: VirtioFsCache::Auto,
@@ -207,6 +247,7 @@ impl Default for Qemu {
             // As large as the guest's driver takes: every message is a round trip.
             msize_9p: 512_000,
             entropy_source: "/dev/urandom".into(),
+            valid_entropy_sources: ["/dev/urandom", "/dev/random"].map(str::to_owned).into(),
             seccompsandbox: String::new(),
             enable_debug: false,
             use_vsock: None,
@@ -228,6 +269,11 @@ impl Default for Runtime {
         Self {
             enable_debug: false,
             disable_guest_seccomp: false,
+            sandbox_cgroup_only: false,
+            static_sandbox_resource_mgmt: false,
+            static_sandbox_default_workload_mem: 2048,
+            static_sandbox_default_workload_vcpus: 1,
+            enable_vcpus_pinning: false,
             experimental: Vec::new(),
             create_container_timeout: Duration::from_secs(60),
         }

@@ -176,7 +176,7 @@ dial_timeout = 7
     );
     assert_eq!(config.qemu.kernel_params, ["a", "b=c"]);
     assert_eq!(config.qemu.default_vcpus, CpuCount::Host);
-    assert_eq!(config.qemu.default_maxvcpus, Some(CpuCount::Host));
+    assert_eq!(config.qemu.default_maxvcpus, CpuCount::Host);
     assert_eq!(config.qemu.shared_fs, Some(SharedFs::Virtio9p));
     assert_eq!(config.qemu.virtio_fs_cache, VirtioFsCache::Never);
     assert_eq!(config.qemu.cpu_features.as_deref(), Some(""));
@@ -305,10 +305,11 @@ fn what_is_not_toml_is_an_error_with_its_line() {
         ("a = 1\na = 2\n", 2),
     ] {
         let error = load(text).unwrap_err();
-        let ConfigError::Syntax { place, .. } = &error else {
-            panic!("{error}");
-        };
-        assert_eq!(place.line, line, "{text:?}: {error}");
+        assert!(matches!(error, ConfigError::Syntax { .. }), "{error}");
+        assert!(
+            error.to_string().contains(&format!("configuration.toml:{line}: ")),
+            "{text:?}: {error}"
+        );
     }
 }
 

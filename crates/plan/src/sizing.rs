@@ -29,11 +29,7 @@ pub(crate) struct Size {
 pub(crate) fn decide(config: &Config, facts: &Facts) -> Result<Size, PlanError> {
     let host = facts.host_cpus.max(1);
     let vcpus = count(config.qemu.default_vcpus, host);
-    let max_vcpus = config
-        .qemu
-        .default_maxvcpus
-        .map_or(vcpus, |most| count(most, host))
-        .max(vcpus);
+    let max_vcpus = count(config.qemu.default_maxvcpus, host).max(vcpus);
     let (wish, why) = match (config.qemu.default_memory, facts.accelerator) {
         (Some(memory), _) => (memory, "configured".to_owned()),
         (None, Accelerator::Kvm) => (KVM_MEMORY_MIB, "the default under kvm".to_owned()),

@@ -36,7 +36,8 @@ pub fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let directory = std::path::absolute(&args.bundle).with_context(|| format!("bundle {}", args.bundle.display()))?;
     let bundle = Bundle::load(&directory)?;
     bundle.check_rootfs()?;
-    let (config, warnings) = Config::find(globals.kata_config.as_deref().or(bundle.config_path()))?;
+    let (mut config, mut warnings) = Config::find(globals.kata_config.as_deref().or(bundle.config_path()))?;
+    warnings.extend(config.annotate(bundle.annotations())?);
     for warning in &warnings {
         report::say(&format!("warning: {warning}"));
     }
