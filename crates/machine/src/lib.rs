@@ -9,4 +9,4 @@ mod spec;
 
 pub use device::Device;
 pub use port::{Exit, ExitWatch, Machine, MachineError, Transport, Vmm};
-pub use spec::{Accelerator, Boot, Channel, MachineSpec, MemoryBacking};
+pub use spec::{Accelerator, Boot, Channel, Growth, MachineSpec, MemoryBacking, MemoryGrowth};

@@ -42,10 +42,10 @@ pub struct MachineSpec {
     pub cpu_features: String,
     /// CPUs at boot.
     pub vcpus: u32,
-    /// CPUs that the machine can grow to; at least `vcpus`.
-    pub max_vcpus: u32,
     /// Memory at boot, MiB.
     pub memory_mib: u32,
+    /// What may be added while it runs; `None` for nothing.
+    pub growth: Option<Growth>,
     /// Where the guest's memory lies.
     pub memory_backing: MemoryBacking,
     /// What is booted.
@@ -62,8 +62,32 @@ pub struct MachineSpec {
     pub debug: bool,
 }
 
+/// What a running machine may be given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Growth {
+    /// CPUs in the end.
+    pub vcpus: u32,
+    /// Memory in the end, MiB.
+    pub memory_mib: u32,
+    /// How memory comes.
+    pub memory: MemoryGrowth,
+}
+
+/// How memory comes into a running machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MemoryGrowth {
+    /// As memory devices, which stay.
+    Slots {
+        /// How many of them.
+        count: u32,
+    },
+    /// By one virtio-mem device, which also takes memory back.
+    Virtio,
+}
+
 /// Where the guest's memory lies.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MemoryBacking {
     /// Anonymous memory of the VMM.

@@ -78,6 +78,14 @@ pub enum PlanError {
         /// What it needs, MiB.
         least_mib: u64,
     },
+    /// The engine's own annotation is not what it should be.
+    #[error("the annotation {name} is {found:?}, which is neither a number nor JSON of resources")]
+    Annotation {
+        /// Its name.
+        name: String,
+        /// As written.
+        found: String,
+    },
     /// virtio-fs is configured, but its daemon is not there.
     #[error(
         "shared_fs is \"virtio-fs\", but no daemon was found; looked for {}",

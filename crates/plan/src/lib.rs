@@ -4,6 +4,7 @@
 //! and are carried out by others; nothing is written back into them.
 
 mod container;
+mod demand;
 mod error;
 mod facts;
 mod guest_spec;
@@ -15,9 +16,11 @@ mod sizing;
 mod volume;
 
 pub use container::{ContainerPlan, GuestContainer, RootfsPlan, container, exec_process};
+pub use demand::Demand;
 pub use error::PlanError;
 pub use facts::{Facts, SourceKind, bind_sources, shm_source};
 pub use pod::{PodPlan, pod};
 pub use print::Printout;
 pub use share::{GuestMount, SharePlan};
+pub use sizing::{Size, Sizing};
 pub use volume::{SocketPlan, VolumePlan};

@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use kata_bundle::{Bundle, Role};
 use kata_config::Config;
-use kata_machine::{Accelerator, Boot, Channel, Device, MachineSpec};
+use kata_machine::{Accelerator, Boot, Channel, Device, Growth, MachineSpec, MemoryGrowth};
 use kata_wire::names::{CHANNEL_PORT, CHANNEL_VSOCK_PORT, LOG_PARAMETER};
 use serde::Serialize;
 
 use crate::share::{self, SharePlan};
-use crate::sizing;
+use crate::sizing::{self, Sizing};
 use crate::{Facts, PlanError};
 
 /// Bytes of a path that fit into a unix socket's address.
@@ -25,6 +25,8 @@ pub struct PodPlan {
     pub id: String,
     /// The machine.
     pub machine: MachineSpec,
+    /// From what its size follows.
+    pub sizing: Sizing,
     /// The share.
     pub share: SharePlan,
     /// Of the guest itself; may be empty.
@@ -45,7 +47,8 @@ pub fn pod(id: &str, bundle: &Bundle, config: &Config, facts: &Facts) -> Result<
             pod_id: pod_id.clone(),
         });
     }
-    let size = sizing::decide(config, facts)?;
+    let (sizing, size_note) = sizing::decide(bundle, config, facts)?;
+    let size = sizing.boot();
     let (share, share_note) = share::decide(config, facts)?;
     let (channel, channel_note) = channel(config, facts)?;
     let notes = vec![
@@ -55,7 +58,7 @@ pub fn pod(id: &str, bundle: &Bundle, config: &Config, facts: &Facts) -> Result<
             facts.kernel.display(),
             facts.initrd.display()
         ),
-        size.note,
+        size_note,
         share_note,
         channel_note,
     ];
@@ -67,8 +70,8 @@ pub fn pod(id: &str, bundle: &Bundle, config: &Config, facts: &Facts) -> Result<
         accelerator: facts.accelerator,
         cpu_features: cpu_features(config, facts.accelerator),
         vcpus: size.vcpus,
-        max_vcpus: size.max_vcpus,
         memory_mib: size.memory_mib,
+        growth: growth(&sizing, config),
         memory_backing: share.memory_backing(),
         boot: Boot {
             kernel: facts.kernel.clone(),
@@ -89,6 +92,7 @@ pub fn pod(id: &str, bundle: &Bundle, config: &Config, facts: &Facts) -> Result<
     Ok(PodPlan {
         id: id.into(),
         machine,
+        sizing,
         share,
         hostname: bundle.spec().hostname().clone().unwrap_or_default(),
         notes,
@@ -134,6 +138,21 @@ fn channel(config: &Config, facts: &Facts) -> Result<(Channel, String), PlanErro
         )),
         _ => Err(PlanError::NoVsock),
     }
+}
+
+/// What the machine is prepared for.
+fn growth(sizing: &Sizing, config: &Config) -> Option<Growth> {
+    let Sizing { most, fixed: None, .. } = sizing else {
+        return None;
+    };
+    Some(Growth {
+        vcpus: most.vcpus,
+        memory_mib: most.memory_mib,
+        memory: match (config.qemu.enable_virtio_mem, config.qemu.memory_slots) {
+            (true, _) => MemoryGrowth::Virtio,
+            (false, slots) => MemoryGrowth::Slots { count: slots },
+        },
+    })
 }
 
 fn machine_type(config: &Config) -> String {

@@ -1,8 +1,11 @@
-//! How many CPUs and how much memory a machine gets.
+//! How many CPUs and how much memory a machine gets, at its boot and later.
 
+use kata_bundle::Bundle;
 use kata_config::{Config, CpuCount};
 use kata_machine::Accelerator;
+use serde::Serialize;
 
+use crate::demand::{self, Demand};
 use crate::{Facts, PlanError};
 
 /// Less does not boot.
@@ -14,43 +17,130 @@ const TCG_MEMORY_MIB: u32 = 256;
 /// Kata's default.
 const KVM_MEMORY_MIB: u32 = 2048;
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Size {
+/// A number of CPUs and an amount of memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Size {
+    /// CPUs.
     pub vcpus: u32,
-    /// At least `vcpus`.
-    pub max_vcpus: u32,
+    /// Memory, MiB.
     pub memory_mib: u32,
-    /// Why.
-    pub note: String,
 }
 
+/// From what the size of a machine follows, now and whenever its containers change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Sizing {
+    /// What the machine has for itself.
+    pub base: Size,
+    /// The most that it may have.
+    pub most: Size,
+    /// What the engine has said of the whole pod.
+    pub announced: Demand,
+    /// The machine keeps the size that it boots with, and why; `None` if it may grow.
+    pub fixed: Option<&'static str>,
+}
+
+impl Sizing {
+    /// The size for containers of these demands.
+    pub fn size(&self, containers: impl IntoIterator<Item = Demand>) -> Size {
+        self.size_for(Demand::sum(containers).max(self.announced))
+    }
+
+    /// The size to boot with.
+    pub fn boot(&self) -> Size {
+        self.size_for(self.announced)
+    }
+
+    fn size_for(&self, demand: Demand) -> Size {
+        let add = |base: u32, more: u64, most: u32| {
+            let sum = u64::from(base).saturating_add(more);
+            u32::try_from(sum).unwrap_or(u32::MAX).min(most)
+        };
+        Size {
+            vcpus: add(self.base.vcpus, demand.vcpus(), self.most.vcpus),
+            memory_mib: add(self.base.memory_mib, demand.memory_mib, self.most.memory_mib),
+        }
+    }
+}
+
+/// The sizing and what to tell people of it.
+///
 /// # Errors
-/// [`PlanError::TooLittleMemory`]
-pub(crate) fn decide(config: &Config, facts: &Facts) -> Result<Size, PlanError> {
-    let host = facts.host_cpus.max(1);
-    let vcpus = count(config.qemu.default_vcpus, host);
-    let max_vcpus = count(config.qemu.default_maxvcpus, host).max(vcpus);
+/// [`PlanError::TooLittleMemory`], [`PlanError::Annotation`]
+pub(crate) fn decide(bundle: &Bundle, config: &Config, facts: &Facts) -> Result<(Sizing, String), PlanError> {
+    let host_cpus = facts.host_cpus.max(1);
+    let host_memory = u32::try_from(facts.host_memory_mib).unwrap_or(u32::MAX);
     let (wish, why) = match (config.qemu.default_memory, facts.accelerator) {
-        (Some(memory), _) => (memory, "configured".to_owned()),
-        (None, Accelerator::Kvm) => (KVM_MEMORY_MIB, "the default under kvm".to_owned()),
-        (None, Accelerator::Tcg) => (TCG_MEMORY_MIB, "the default under tcg".to_owned()),
+        (Some(memory), _) => (memory, "configured"),
+        (None, Accelerator::Kvm) => (KVM_MEMORY_MIB, "the default under kvm"),
+        (None, Accelerator::Tcg) => (TCG_MEMORY_MIB, "the default under tcg"),
     };
-    let (memory_mib, why) = match u32::try_from(facts.host_memory_mib) {
-        Ok(all) if all < wish => (all, format!("all the host has; {wish} {why}")),
-        _ => (wish, why),
+    let base = Size {
+        vcpus: count(config.qemu.default_vcpus, host_cpus),
+        memory_mib: wish.min(host_memory),
     };
-    if u64::from(memory_mib) < LEAST_MEMORY_MIB {
+    if u64::from(base.memory_mib) < LEAST_MEMORY_MIB {
         return Err(PlanError::TooLittleMemory {
-            memory_mib: memory_mib.into(),
+            memory_mib: base.memory_mib.into(),
             least_mib: LEAST_MEMORY_MIB,
         });
     }
-    Ok(Size {
-        vcpus,
-        max_vcpus,
-        memory_mib,
-        note: format!("size: {vcpus} of {host} CPUs, {memory_mib} MiB ({why})"),
-    })
+    let most = Size {
+        vcpus: count(config.qemu.default_maxvcpus, host_cpus).max(base.vcpus),
+        memory_mib: config
+            .qemu
+            .default_maxmemory
+            .map_or(host_memory, |most| most.min(host_memory))
+            .max(base.memory_mib),
+    };
+    let fixed = fixed(config);
+    let announced = announced(bundle, config)?;
+    let sizing = Sizing {
+        base,
+        most,
+        announced,
+        fixed,
+    };
+    let size = sizing.boot();
+    let note = format!(
+        "size: {} of {host_cpus} CPUs, {} MiB ({} {why}{}); {}",
+        size.vcpus,
+        size.memory_mib,
+        base.memory_mib,
+        match (size.memory_mib - base.memory_mib, size.memory_mib == host_memory) {
+            (0, false) => String::new(),
+            (0, true) => ", all the host has".to_owned(),
+            (more, _) => format!(", {more} for the containers"),
+        },
+        match fixed {
+            Some(why) => format!("stays so: {why}"),
+            None => format!("may grow to {} CPUs, {} MiB", most.vcpus, most.memory_mib),
+        }
+    );
+    Ok((sizing, note))
+}
+
+fn announced(bundle: &Bundle, config: &Config) -> Result<Demand, PlanError> {
+    let mut announced = demand::at_boot(bundle)?;
+    if config.runtime.static_sandbox_resource_mgmt {
+        // What nobody has spoken of cannot be added later.
+        if announced.cpu_millis == 0 {
+            announced.cpu_millis = u64::from(config.runtime.static_sandbox_default_workload_vcpus) * 1000;
+        }
+        if announced.memory_mib == 0 {
+            announced.memory_mib = config.runtime.static_sandbox_default_workload_mem.into();
+        }
+    }
+    Ok(announced)
+}
+
+fn fixed(config: &Config) -> Option<&'static str> {
+    if config.runtime.static_sandbox_resource_mgmt {
+        Some("static_sandbox_resource_mgmt")
+    } else if config.qemu.machine_type.starts_with("microvm") {
+        Some("a microvm takes neither CPUs nor memory while it runs")
+    } else {
+        None
+    }
 }
 
 fn count(wish: CpuCount, host: u32) -> u32 {

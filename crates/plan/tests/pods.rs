@@ -25,15 +25,14 @@ fn machines_are_sized_by_configuration_accelerator_and_host() {
     use CpuCount::{Exactly, Host};
     // configured memory, CPUs, most CPUs | accelerator, host's MiB | memory, CPUs, most CPUs
     for (memory, vcpus, most, accelerator, host_mib, wanted) in [
-        (None, Exactly(1), None, Tcg, 8192, (256, 1, 1)),
-        (None, Exactly(1), None, Kvm, 8192, (2048, 1, 1)),
-        (None, Exactly(1), None, Kvm, 1000, (1000, 1, 1)),
-        (Some(512), Exactly(2), None, Tcg, 8192, (512, 2, 2)),
-        (Some(64), Exactly(3), Some(Exactly(2)), Tcg, 8192, (64, 3, 3)),
-        (None, Exactly(99), None, Tcg, 8192, (256, 4, 4)),
-        (None, Host, Some(Host), Tcg, 8192, (256, 4, 4)),
-        (None, Exactly(1), Some(Host), Tcg, 8192, (256, 1, 4)),
-        (None, Exactly(1), Some(Exactly(99)), Tcg, 8192, (256, 1, 4)),
+        (None, Exactly(1), Host, Tcg, 8192, (256, 1, 4)),
+        (None, Exactly(1), Host, Kvm, 8192, (2048, 1, 4)),
+        (None, Exactly(1), Host, Kvm, 1000, (1000, 1, 4)),
+        (Some(512), Exactly(2), Exactly(2), Tcg, 8192, (512, 2, 2)),
+        (Some(64), Exactly(3), Exactly(2), Tcg, 8192, (64, 3, 3)),
+        (None, Exactly(99), Host, Tcg, 8192, (256, 4, 4)),
+        (None, Host, Exactly(1), Tcg, 8192, (256, 4, 4)),
+        (None, Exactly(1), Exactly(99), Tcg, 8192, (256, 1, 4)),
     ] {
         let config = configured(|config| {
             config.qemu.default_memory = memory;
@@ -46,7 +45,7 @@ fn machines_are_sized_by_configuration_accelerator_and_host() {
             ..support::facts()
         };
         let machine = plan(&config, &facts).unwrap().machine;
-        let got = (machine.memory_mib, machine.vcpus, machine.max_vcpus);
+        let got = (machine.memory_mib, machine.vcpus, machine.growth.unwrap().vcpus);
         assert_eq!(got, wanted, "{memory:?} {vcpus:?} {most:?} {accelerator} {host_mib}");
     }
 }

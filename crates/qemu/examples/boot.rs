@@ -22,7 +22,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         accelerator: choice.accelerator,
         cpu_features: String::new(),
         vcpus: 1,
-        max_vcpus: 1,
+        growth: None,
         memory_mib: 256,
         memory_backing: MemoryBacking::SharedMemfd,
         boot: Boot {

@@ -8,12 +8,19 @@
 
 use std::path::Path;
 
-use kata_machine::{Accelerator, Channel, Device, MachineError, MachineSpec, MemoryBacking};
+use kata_machine::{Accelerator, Channel, Device, MachineError, MachineSpec, MemoryBacking, MemoryGrowth};
 
 use crate::board::Board;
 
 /// The longest path that fits in a `sockaddr_un`, bytes.
 const SOCKET_PATH_LIMIT: usize = 107;
+
+/// What memory comes in, MiB: the guest's kernel has its own in blocks of this size.
+pub(crate) const BLOCK_MIB: u32 = 128;
+
+/// Ids of the virtio-mem device and its memory.
+pub(crate) const VIRTIO_MEMORY: &str = "vmem";
+const VIRTIO_MEMORY_BACKEND: &str = "vmem-ram";
 
 /// MiB for translated code. The default is 1 GiB, of which a busy guest fills as much as it can; 64 MiB boots as fast.
 const TRANSLATION_BUFFER_MIB: u32 = 64;
@@ -30,11 +37,13 @@ pub(crate) fn needs_tsc_frequency(spec: &MachineSpec) -> bool {
 pub(crate) fn command_line(spec: &MachineSpec, tsc_khz: Option<u32>) -> Result<Vec<String>, MachineError> {
     check_sizes(spec)?;
     let board = Board::parse(&spec.machine_type)?;
+    board.check_growth(spec.growth.as_ref())?;
     let mut line = Line(vec![text(&spec.vmm)?.to_owned()]);
     name(&mut line, spec);
     machine(&mut line, spec, &board);
     cpu_and_memory(&mut line, spec);
     boot(&mut line, spec, &board, tsc_khz)?;
+    virtio_memory(&mut line, spec, &board);
     control(&mut line);
     channel(&mut line, spec, &board)?;
     for (index, device) in spec.devices.iter().enumerate() {
@@ -46,8 +55,9 @@ pub(crate) fn command_line(spec: &MachineSpec, tsc_khz: Option<u32>) -> Result<V
 fn check_sizes(spec: &MachineSpec) -> Result<(), MachineError> {
     let wrong = if spec.vcpus == 0 {
         "a machine needs at least 1 vCPU".to_owned()
-    } else if spec.max_vcpus < spec.vcpus {
-        format!("{} vCPUs are more than the most, {}", spec.vcpus, spec.max_vcpus)
+    } else if spec.growth.is_some_and(|growth| growth.vcpus < spec.vcpus) {
+        let most = spec.growth.map_or(0, |growth| growth.vcpus);
+        format!("{} vCPUs are more than the most, {most}", spec.vcpus)
     } else if spec.memory_mib == 0 {
         "a machine needs at least 1 MiB of memory".to_owned()
     } else {
@@ -95,13 +105,55 @@ fn cpu_and_memory(line: &mut Line, spec: &MachineSpec) {
             format!("{model},{features}")
         },
     );
-    line.add("-smp", format!("cpus={},maxcpus={}", spec.vcpus, spec.max_vcpus));
-    line.add("-m", format!("{}M", spec.memory_mib));
+    let max_vcpus = spec.growth.map_or(spec.vcpus, |growth| growth.vcpus);
+    line.add("-smp", format!("cpus={},maxcpus={max_vcpus}", spec.vcpus));
+    line.add("-m", memory(spec));
     if spec.memory_backing == MemoryBacking::SharedMemfd {
-        line.add(
-            "-object",
-            format!("memory-backend-memfd,id=ram,size={}M,share=on", spec.memory_mib),
-        );
+        line.add("-object", memory_backend(spec.memory_backing, "ram", spec.memory_mib));
+    }
+}
+
+/// Memory now, and room for more.
+fn memory(spec: &MachineSpec) -> String {
+    let now = spec.memory_mib;
+    let room = spec.growth.map_or(0, |growth| growth.memory_mib.saturating_sub(now));
+    match spec.growth.map(|growth| growth.memory) {
+        Some(MemoryGrowth::Slots { count }) if count > 0 && room >= BLOCK_MIB => {
+            format!("{now}M,slots={count},maxmem={}M", now + room)
+        }
+        Some(MemoryGrowth::Virtio) if virtio_memory_mib(spec) > 0 => {
+            format!("{now}M,maxmem={}M", now + virtio_memory_mib(spec))
+        }
+        _ => format!("{now}M"),
+    }
+}
+
+/// How much a virtio-mem device may give, MiB, whole blocks; 0 for no such device.
+pub(crate) fn virtio_memory_mib(spec: &MachineSpec) -> u32 {
+    match spec.growth {
+        Some(growth) if growth.memory == MemoryGrowth::Virtio => {
+            growth.memory_mib.saturating_sub(spec.memory_mib) / BLOCK_MIB * BLOCK_MIB
+        }
+        _ => 0,
+    }
+}
+
+/// Has all its room from the start, but no memory of the host before the guest is given some of it.
+fn virtio_memory(line: &mut Line, spec: &MachineSpec, board: &Board) {
+    let room = virtio_memory_mib(spec);
+    if room > 0 {
+        let backend = memory_backend(spec.memory_backing, VIRTIO_MEMORY_BACKEND, room);
+        line.add("-object", format!("{backend},reserve=off"));
+        let options = format!("id={VIRTIO_MEMORY},memdev={VIRTIO_MEMORY_BACKEND},requested-size=0");
+        line.add("-device", board.virtio("virtio-mem", &options));
+    }
+}
+
+/// Memory of the kind that the machine has, as `-object` takes it.
+fn memory_backend(backing: MemoryBacking, id: &str, size_mib: u32) -> String {
+    match backing {
+        MemoryBacking::SharedMemfd => format!("memory-backend-memfd,id={id},size={size_mib}M,share=on"),
+        MemoryBacking::Private => format!("memory-backend-ram,id={id},size={size_mib}M"),
     }
 }
 

@@ -39,7 +39,7 @@ impl Place {
             accelerator: Accelerator::Tcg,
             cpu_features: String::new(),
             vcpus: 1,
-            max_vcpus: 1,
+            growth: None,
             memory_mib: 64,
             memory_backing: MemoryBacking::Private,
             boot,

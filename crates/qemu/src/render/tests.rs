@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use kata_machine::Boot;
+use kata_machine::{Boot, Growth};
 use proptest::prelude::*;
 
 use super::*;
@@ -14,7 +14,7 @@ fn spec() -> MachineSpec {
         accelerator: Accelerator::Tcg,
         cpu_features: String::new(),
         vcpus: 1,
-        max_vcpus: 1,
+        growth: None,
         memory_mib: 256,
         memory_backing: MemoryBacking::Private,
         boot: Boot {
@@ -30,6 +30,43 @@ fn spec() -> MachineSpec {
         run_dir: "/run/pod1".into(),
         seccomp_sandbox: String::new(),
         debug: false,
+    }
+}
+
+fn growth(vcpus: u32) -> Growth {
+    Growth {
+        vcpus,
+        memory_mib: 1000,
+        memory: MemoryGrowth::Virtio,
+    }
+}
+
+#[test]
+fn room_for_memory_is_whole_blocks_of_the_kind_that_the_machine_has() {
+    let room = |memory_mib, memory, backing| {
+        let spec = MachineSpec {
+            growth: Some(Growth {
+                vcpus: 1,
+                memory_mib,
+                memory,
+            }),
+            memory_backing: backing,
+            ..spec()
+        };
+        rendered(&spec)
+    };
+    let (slots, none) = (MemoryGrowth::Slots { count: 3 }, MemoryGrowth::Slots { count: 0 });
+    let private = MemoryBacking::Private;
+    assert!(room(1000, slots, private).contains("-m 256M,slots=3,maxmem=1000M\n"));
+    assert!(room(300, slots, private).contains("-m 256M\n"), "less than a block");
+    assert!(room(1000, none, private).contains("-m 256M\n"));
+    let virtio = room(1000, MemoryGrowth::Virtio, MemoryBacking::SharedMemfd);
+    for part in [
+        "-m 256M,maxmem=896M\n",
+        "-object memory-backend-memfd,id=vmem-ram,size=640M,share=on,reserve=off\n",
+        "-device virtio-mem-pci,id=vmem,memdev=vmem-ram,requested-size=0\n",
+    ] {
+        assert!(virtio.contains(part), "{part} in\n{virtio}");
     }
 }
 
@@ -72,7 +109,11 @@ fn hardware_virtualization_with_vsock_and_ninep() {
         accelerator: Accelerator::Kvm,
         cpu_features: "pmu=off".into(),
         vcpus: 2,
-        max_vcpus: 4,
+        growth: Some(Growth {
+            vcpus: 4,
+            memory_mib: 1024,
+            memory: MemoryGrowth::Slots { count: 10 },
+        }),
         firmware: Some("/f/bios.bin".into()),
         channel: Channel::Vsock { cid: 77, port: 1024 },
         devices: vec![Device::NineP {
@@ -94,7 +135,22 @@ fn what_cannot_be_expressed_is_named() {
     };
     let cases = [
         (MachineSpec { vcpus: 0, ..spec() }, "at least 1 vCPU"),
-        (MachineSpec { vcpus: 2, ..spec() }, "2 vCPUs are more than the most, 1"),
+        (
+            MachineSpec {
+                vcpus: 2,
+                growth: Some(growth(1)),
+                ..spec()
+            },
+            "2 vCPUs are more than the most, 1",
+        ),
+        (
+            MachineSpec {
+                machine_type: "microvm".into(),
+                growth: Some(growth(2)),
+                ..spec()
+            },
+            "a microvm takes neither",
+        ),
         (
             MachineSpec {
                 memory_mib: 0,

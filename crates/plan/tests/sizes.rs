@@ -1,0 +1,219 @@
+//! How large machines are: from what containers may use, and from what engines say of it.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod support;
+
+use kata_config::{Config, CpuCount};
+use kata_machine::{Growth, MemoryGrowth};
+use kata_plan::{Demand, PlanError, PodPlan, Size};
+use serde_json::{Value, json};
+
+fn plan(spec: &Value, config: &Config) -> Result<PodPlan, PlanError> {
+    kata_plan::pod("p1", &support::bundle(spec), config, &support::facts())
+}
+
+fn configured(change: impl FnOnce(&mut Config)) -> Config {
+    let mut config = Config::default();
+    change(&mut config);
+    config
+}
+
+fn alone(resources: Value) -> Value {
+    let mut spec = support::small_spec();
+    spec["linux"]["resources"] = resources;
+    spec
+}
+
+fn pod(annotations: Value) -> Value {
+    let mut spec = support::small_spec();
+    spec["annotations"] = annotations;
+    spec["annotations"]["io.kubernetes.cri.container-type"] = "sandbox".into();
+    spec
+}
+
+fn size(spec: &Value, config: &Config) -> (u32, u32) {
+    let plan = plan(spec, config).unwrap();
+    (plan.machine.vcpus, plan.machine.memory_mib)
+}
+
+const MIB: i64 = 1 << 20;
+
+#[test]
+fn a_container_alone_has_its_limits_on_top() {
+    // The test's host has 4 CPUs and 8192 MiB; without KVM a machine has 1 and 256 of its own.
+    for (resources, wanted) in [
+        (json!({}), (1, 256)),
+        (json!({"memory": {"limit": 64 * MIB}}), (1, 320)),
+        (json!({"memory": {"limit": MIB + 1}}), (1, 258)),
+        (json!({"memory": {"limit": -1}}), (1, 256)),
+        (json!({"memory": {"limit": 9_223_372_036_854_771_712_i64}}), (1, 256)),
+        (json!({"memory": {"limit": 64_i64 << 30}}), (1, 8192)),
+        (json!({"cpu": {"quota": 50_000, "period": 100_000}}), (2, 256)),
+        (json!({"cpu": {"quota": 200_000}}), (3, 256)),
+        (json!({"cpu": {"quota": 150_000, "period": 50_000}}), (4, 256)),
+        (json!({"cpu": {"quota": 99_000_000, "period": 100_000}}), (4, 256)),
+        (json!({"cpu": {"quota": -1, "period": 100_000}}), (1, 256)),
+        // Neither a share of time nor a choice of CPUs is a number of CPUs.
+        (json!({"cpu": {"shares": 4096, "cpus": "0-3"}}), (1, 256)),
+    ] {
+        assert_eq!(
+            size(&alone(resources.clone()), &Config::default()),
+            wanted,
+            "{resources}"
+        );
+    }
+}
+
+#[test]
+fn of_a_pod_the_engine_tells_the_sum_beforehand() {
+    let crio = |text: Value| json!({"pod-linux-resources.crio.io": text.to_string()});
+    for (annotations, wanted) in [
+        (json!({}), (1, 256)),
+        (
+            json!({
+                "io.kubernetes.cri.sandbox-cpu-quota": "150000",
+                "io.kubernetes.cri.sandbox-cpu-period": "100000",
+                "io.kubernetes.cri.sandbox-cpu-shares": "1536",
+                "io.kubernetes.cri.sandbox-memory": "209715200",
+            }),
+            (3, 456),
+        ),
+        (
+            json!({
+                "io.kubernetes.cri.sandbox-cpu-quota": "0",
+                "io.kubernetes.cri.sandbox-cpu-period": "100000",
+                "io.kubernetes.cri.sandbox-memory": "0",
+            }),
+            (1, 256),
+        ),
+        (
+            crio(json!({"cpu_quota": 50000, "cpu_period": 100000, "memory_limit_in_bytes": 64 * MIB})),
+            (2, 320),
+        ),
+        (
+            crio(json!({"cpu": {"quota": 50000, "period": 100000}, "memory": {"limit": 64 * MIB}})),
+            (2, 320),
+        ),
+        (
+            json!({"io.kubernetes.cri-o.PodLinuxResources": "{\"cpu_quota\": 100000}"}),
+            (2, 256),
+        ),
+    ] {
+        assert_eq!(
+            size(&pod(annotations.clone()), &Config::default()),
+            wanted,
+            "{annotations}"
+        );
+    }
+    for (name, text) in [
+        ("io.kubernetes.cri.sandbox-memory", "much"),
+        ("pod-linux-resources.crio.io", "{"),
+    ] {
+        let error = plan(&pod(json!({name: text})), &Config::default())
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(name) && error.contains(text), "{error}");
+    }
+}
+
+#[test]
+fn containers_that_come_later_count_once() {
+    let told =
+        json!({"io.kubernetes.cri.sandbox-cpu-quota": "100000", "io.kubernetes.cri.sandbox-memory": "209715200"});
+    let sizing = plan(&pod(told), &Config::default()).unwrap().sizing;
+    let of = |cpu_millis, memory_mib| Demand { cpu_millis, memory_mib };
+    let size = |vcpus, memory_mib| Size { vcpus, memory_mib };
+    assert_eq!(sizing.size([]), size(2, 456), "what was announced");
+    assert_eq!(
+        sizing.size([of(500, 100), of(500, 100)]),
+        size(2, 456),
+        "what was announced has come"
+    );
+    assert_eq!(
+        sizing.size([of(500, 100), of(500, 100), of(1, 50)]),
+        size(3, 506),
+        "and more"
+    );
+    assert_eq!(
+        sizing.size([of(900_000, 900_000)]),
+        size(4, 8192),
+        "never more than the host has"
+    );
+}
+
+#[test]
+fn an_update_changes_what_it_speaks_of() {
+    let resources = |json: Value| serde_json::from_value(json).unwrap();
+    let old = Demand {
+        cpu_millis: 500,
+        memory_mib: 64,
+    };
+    for (json, cpu_millis, memory_mib) in [
+        (json!({}), 500, 64),
+        (json!({"cpu": {"shares": 5}, "memory": {"swap": 5}}), 500, 64),
+        (json!({"cpu": {"quota": 200_000}}), 2000, 64),
+        (json!({"cpu": {"quota": -1}, "memory": {"limit": 128 * MIB}}), 0, 128),
+    ] {
+        assert_eq!(
+            old.updated(&resources(json.clone())),
+            Demand { cpu_millis, memory_mib },
+            "{json}"
+        );
+    }
+}
+
+#[test]
+fn the_configuration_bounds_growth() {
+    let config = configured(|config| {
+        config.qemu.default_maxvcpus = CpuCount::Exactly(2);
+        config.qemu.default_maxmemory = Some(300);
+        config.qemu.memory_slots = 3;
+    });
+    let large = alone(json!({"memory": {"limit": 512 * MIB}, "cpu": {"quota": 400_000}}));
+    assert_eq!(size(&large, &config), (2, 300));
+    let growth = plan(&large, &config).unwrap().machine.growth;
+    let (vcpus, memory_mib, memory) = (2, 300, MemoryGrowth::Slots { count: 3 });
+    assert_eq!(
+        growth,
+        Some(Growth {
+            vcpus,
+            memory_mib,
+            memory
+        })
+    );
+    let virtio = configured(|config| config.qemu.enable_virtio_mem = true);
+    let growth = plan(&large, &virtio).unwrap().machine.growth.unwrap();
+    assert_eq!((growth.memory, growth.memory_mib), (MemoryGrowth::Virtio, 8192));
+}
+
+#[test]
+fn machines_that_stay_as_they_are_are_made_large_enough() {
+    let fixed = configured(|config| {
+        config.runtime.static_sandbox_resource_mgmt = true;
+        config.runtime.static_sandbox_default_workload_mem = 1000;
+        config.runtime.static_sandbox_default_workload_vcpus = 2;
+    });
+    for (spec, wanted) in [
+        (pod(json!({})), (3, 1256)),
+        (pod(json!({"io.kubernetes.cri.sandbox-memory": "104857600"})), (3, 356)),
+        (pod(json!({"io.kubernetes.cri.sandbox-cpu-quota": "50000"})), (2, 1256)),
+        (
+            alone(json!({"memory": {"limit": 100 * MIB}, "cpu": {"quota": 50000}})),
+            (2, 356),
+        ),
+    ] {
+        assert_eq!(size(&spec, &fixed), wanted, "{spec}");
+        assert_eq!(plan(&spec, &fixed).unwrap().machine.growth, None);
+    }
+    let microvm = configured(|config| config.qemu.machine_type = "microvm".into());
+    let plan = plan(&alone(json!({})), &microvm).unwrap();
+    assert_eq!(plan.machine.growth, None);
+    assert!(
+        plan.notes
+            .iter()
+            .any(|note| note.contains("a microvm takes neither CPUs nor memory")),
+        "{:?}",
+        plan.notes
+    );
+}
