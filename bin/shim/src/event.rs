@@ -24,6 +24,10 @@ pub async fn publish(mut events: mpsc::UnboundedReceiver<Event>, address: Option
     let mut client = None;
     while let Some(event) = events.recv().await {
         let Some(address) = &address else { continue };
+        // As runc's shim: that an exec is forgotten is between it and its client.
+        if matches!(&event, Event::Deleted(process, _) if !process.exec.is_empty()) {
+            continue;
+        }
         let request = forward_request(&event, &namespace);
         let mut last_error = None;
         for _ in 0..TRIES {

@@ -1,5 +1,6 @@
 //! `serve`: the sandbox process itself.
 
+use std::collections::HashMap;
 use std::os::fd::RawFd;
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
@@ -8,6 +9,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use containerd_shim_protos::shim_async::create_task;
 use kata_config::Config;
+use kata_machine::Vmm;
 use kata_sandbox::record::{Home, Mark};
 use kata_sandbox::step::Faults;
 use kata_sandbox::{Sandbox, SandboxError, Surroundings};
@@ -16,8 +18,8 @@ use kata_sys::process::take_fd;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, mpsc};
-use ttrpc::asynchronous::Server;
 use ttrpc::asynchronous::transport::Listener;
+use ttrpc::asynchronous::{Server, Service};
 
 use crate::flags::Flags;
 use crate::guest::GuestQuestions;
@@ -56,6 +58,7 @@ async fn serve(flags: &Flags, home: Home, own_network: bool, listener: StdListen
         config: flags.config.clone(),
         own_network,
         events,
+        driver: Box::new(drivers::driver),
     };
     let publisher = tokio::spawn(event::publish(
         happened,
@@ -66,15 +69,9 @@ async fn serve(flags: &Flags, home: Home, own_network: bool, listener: StdListen
     ));
     let closing = Arc::new(Notify::new());
     let service = Arc::new(TaskService::new(opening, closing.clone()));
-    let mut services = create_task(service.clone());
-    for (_, v2) in create_task(service.clone()) {
-        services.insert(TASK_V2.to_owned(), v2);
-    }
-    let questions = Arc::new(GuestQuestions::new(service.clone()));
-    services.extend(kata_wire::proto::create_agent(questions));
     let mut server = Server::new()
         .add_listener(Listener::from(UnixListener::from_std(listener)?))
-        .register_service(services);
+        .register_service(services(&service));
     server.start().await?;
     tracing::info!(pid = std::process::id(), home = %home.path().display(), "sandbox process serves");
 
@@ -95,12 +92,29 @@ async fn serve(flags: &Flags, home: Home, own_network: bool, listener: StdListen
     Ok(())
 }
 
+/// Everything that is served, by its name.
+pub fn services(tasks: &Arc<TaskService>) -> HashMap<String, Service> {
+    let mut services = create_task(tasks.clone());
+    for (_, v2) in create_task(tasks.clone()) {
+        services.insert(TASK_V2.to_owned(), v2);
+    }
+    let questions = Arc::new(GuestQuestions::new(tasks.clone()));
+    services.extend(kata_wire::proto::create_agent(questions));
+    services
+}
+
 /// What is needed to open the sandbox once the first container says how.
 pub struct Opening {
-    home: Home,
-    config: Option<PathBuf>,
-    own_network: bool,
-    events: mpsc::UnboundedSender<kata_sandbox::Event>,
+    /// The sandbox's directory, with its record in it.
+    pub home: Home,
+    /// The configuration file that the command line names.
+    pub config: Option<PathBuf>,
+    /// The process is in a network namespace of its pod's own.
+    pub own_network: bool,
+    /// Where events go.
+    pub events: mpsc::UnboundedSender<kata_sandbox::Event>,
+    /// The driver for a configuration.
+    pub driver: Box<dyn Fn(&Config) -> Arc<dyn Vmm> + Send + Sync>,
 }
 
 impl Opening {
@@ -127,7 +141,7 @@ impl Opening {
         Ok(Sandbox::new(Surroundings {
             home: self.home.clone(),
             record,
-            vmm: drivers::driver(&config),
+            vmm: (self.driver)(&config),
             config: Arc::new(config),
             events: self.events.clone(),
             own_network: self.own_network,

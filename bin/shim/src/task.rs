@@ -9,9 +9,9 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{CodedInputStream, EnumOrUnknown, Message, MessageField};
 use containerd_shim_protos::shim::oci;
 use containerd_shim_protos::shim_async::Task;
-use kata_sandbox::lifecycle::{ExitStatus, Phase};
+use kata_sandbox::lifecycle::{ExitStatus, Phase, Refusal};
 use kata_sandbox::stdio::Stdio;
-use kata_sandbox::{NewContainer, Process, Sandbox};
+use kata_sandbox::{NewContainer, Process, Sandbox, SandboxError};
 use kata_storage::mount::EngineMount;
 use tokio::sync::{Mutex, Notify};
 use ttrpc::Code;
@@ -139,6 +139,9 @@ fn details(exec_id: String) -> Option<Any> {
     })
 }
 
+/// SIGKILL and SIGTERM: a process that they come too late for has what they were sent for.
+const ENDING: [u32; 2] = [9, 15];
+
 /// Answers and errors of a call whose answer is empty.
 type Done = ttrpc::Result<api::Empty>;
 
@@ -175,9 +178,7 @@ impl Task for TaskService {
                 stderr: fifo(&request.stderr),
             },
         };
-        // In a task of its own: a client that goes away in the middle must not leave a container half made.
-        let created = tokio::spawn(async move { sandbox.create(container).await }).await;
-        finish(created)?;
+        whole(async move { sandbox.create(container).await }).await?;
         Ok(api::CreateTaskResponse {
             pid: std::process::id(),
             ..Default::default()
@@ -187,7 +188,7 @@ impl Task for TaskService {
     async fn start(&self, _: &TtrpcContext, request: api::StartRequest) -> ttrpc::Result<api::StartResponse> {
         let sandbox = self.sandbox().await?;
         let target = process(&request.id, &request.exec_id);
-        finish(tokio::spawn(async move { sandbox.start(&target).await }).await)?;
+        whole(async move { sandbox.start(&target).await }).await?;
         Ok(api::StartResponse {
             pid: std::process::id(),
             ..Default::default()
@@ -197,7 +198,7 @@ impl Task for TaskService {
     async fn delete(&self, _: &TtrpcContext, request: api::DeleteRequest) -> ttrpc::Result<api::DeleteResponse> {
         let sandbox = self.sandbox().await?;
         let target = process(&request.id, &request.exec_id);
-        let exit = finish(tokio::spawn(async move { sandbox.delete(&target).await }).await)?;
+        let exit = whole(async move { sandbox.delete(&target).await }).await?;
         Ok(api::DeleteResponse {
             pid: std::process::id(),
             exit_status: exit.code,
@@ -268,11 +269,12 @@ impl Task for TaskService {
 
     async fn kill(&self, _: &TtrpcContext, request: api::KillRequest) -> Done {
         let target = process(&request.id, &request.exec_id);
-        let sandbox = self.sandbox().await?;
-        sandbox
-            .signal(&target, request.signal, request.all)
-            .await
-            .map_err(status::from_sandbox)?;
+        let sent = self.sandbox().await?.signal(&target, request.signal, request.all).await;
+        match sent {
+            // As runc's shim: what was to end has ended.
+            Err(SandboxError::Refused(Refusal::Finished { .. })) if ENDING.contains(&request.signal) => {}
+            other => other.map_err(status::from_sandbox)?,
+        }
         Ok(api::Empty::new())
     }
 
@@ -296,21 +298,21 @@ impl Task for TaskService {
     }
 
     async fn pause(&self, _: &TtrpcContext, request: api::PauseRequest) -> Done {
-        let paused = self.sandbox().await?.pause(&request.id).await;
-        paused.map_err(status::from_sandbox)?;
+        let sandbox = self.sandbox().await?;
+        whole(async move { sandbox.pause(&request.id).await }).await?;
         Ok(api::Empty::new())
     }
 
     async fn resume(&self, _: &TtrpcContext, request: api::ResumeRequest) -> Done {
-        let resumed = self.sandbox().await?.resume(&request.id).await;
-        resumed.map_err(status::from_sandbox)?;
+        let sandbox = self.sandbox().await?;
+        whole(async move { sandbox.resume(&request.id).await }).await?;
         Ok(api::Empty::new())
     }
 
     async fn update(&self, _: &TtrpcContext, request: api::UpdateTaskRequest) -> Done {
         let resources = request.resources.into_option().map(|any| any.value).unwrap_or_default();
-        let updated = self.sandbox().await?.update(&request.id, resources).await;
-        updated.map_err(status::from_sandbox)?;
+        let sandbox = self.sandbox().await?;
+        whole(async move { sandbox.update(&request.id, resources).await }).await?;
         Ok(api::Empty::new())
     }
 
@@ -370,8 +372,11 @@ impl Task for TaskService {
     }
 }
 
-fn finish<T>(result: Result<Result<T, kata_sandbox::SandboxError>, tokio::task::JoinError>) -> ttrpc::Result<T> {
-    match result {
+/// Does `work` in a task of its own: a client that goes away in the middle must not leave it half done.
+async fn whole<T: Send + 'static>(
+    work: impl Future<Output = Result<T, SandboxError>> + Send + 'static,
+) -> ttrpc::Result<T> {
+    match tokio::spawn(work).await {
         Ok(done) => done.map_err(|error| {
             let error = status::from_sandbox(error);
             tracing::info!(%error, "failed");
@@ -385,25 +390,4 @@ fn finish<T>(result: Result<Result<T, kata_sandbox::SandboxError>, tokio::task::
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_configuration_named_by_containerd_is_found() {
-        // type_url (1) and config_path (2), both strings.
-        let mut value = vec![1 << 3 | 2, 3, b'f', b'o', b'o', 2 << 3 | 2, 7];
-        value.extend_from_slice(b"/c.toml");
-        let any = Any {
-            type_url: "runtimeoptions.v1.Options".into(),
-            value,
-            ..Default::default()
-        };
-        assert_eq!(config_path(Some(&any)), Some("/c.toml".into()));
-        let foreign = Any {
-            type_url: "containerd.runc.v1.Options".into(),
-            ..any
-        };
-        assert_eq!(config_path(Some(&foreign)), None);
-        assert_eq!(config_path(None), None);
-    }
-}
+mod tests;

@@ -169,6 +169,11 @@ impl Bundle {
         crate::role::container_name(&self.spec)
     }
 
+    /// The file that the engine looks for when memory was wanting in the container, if it looks for one.
+    pub fn oom_file(&self) -> Option<PathBuf> {
+        crate::role::is_cri_o(&self.spec).then(|| self.dir.join("oom"))
+    }
+
     /// The configuration file that the engine's annotations name, if they do.
     pub fn config_path(&self) -> Option<&Path> {
         let annotations = self.spec.annotations().as_ref()?;

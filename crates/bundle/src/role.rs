@@ -27,6 +27,8 @@ struct Dialect {
     pod_id: &'static str,
 }
 
+const CRI_O_ROLE: &str = "io.kubernetes.cri-o.ContainerType";
+
 const DIALECTS: [Dialect; 3] = [
     // containerd's CRI plugin
     Dialect {
@@ -37,7 +39,7 @@ const DIALECTS: [Dialect; 3] = [
     },
     // CRI-O
     Dialect {
-        role: "io.kubernetes.cri-o.ContainerType",
+        role: CRI_O_ROLE,
         pod: "sandbox",
         member: "container",
         pod_id: "io.kubernetes.cri-o.SandboxID",
@@ -88,6 +90,11 @@ impl Dialect {
             }),
         }
     }
+}
+
+/// CRI-O made the bundle.
+pub(crate) fn is_cri_o(spec: &Spec) -> bool {
+    annotation(spec, CRI_O_ROLE).is_some()
 }
 
 pub(crate) fn container_name(spec: &Spec) -> Option<&str> {

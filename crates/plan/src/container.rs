@@ -105,8 +105,9 @@ pub fn container(id: &str, bundle: &Bundle, config: &Config, facts: &Facts) -> R
 /// The JSON that the agent takes for one more process in a container.
 ///
 /// # Errors
-/// [`PlanError::Process`] for a process that nothing could run.
-pub fn exec_process(process: &Process) -> Result<Vec<u8>, PlanError> {
+/// [`PlanError::Id`] for an unusable id, [`PlanError::Process`] for a process that nothing could run.
+pub fn exec_process(id: &str, process: &Process) -> Result<Vec<u8>, PlanError> {
+    check_id(id)?;
     check_process(process)?;
     Ok(guest_spec::process_to_json(&guest_spec::rewrite_process(process))?)
 }

@@ -262,13 +262,20 @@ fn processes_lose_what_means_nothing_in_the_guest() {
         "oomScoreAdj": 100,
     });
     let parsed = serde_json::from_value(process).unwrap();
-    let sent: Value = serde_json::from_slice(&kata_plan::exec_process(&parsed).unwrap()).unwrap();
+    let sent: Value = serde_json::from_slice(&kata_plan::exec_process("e", &parsed).unwrap()).unwrap();
     assert_eq!(
         sent,
         json!({"user": {"uid": 1, "gid": 2}, "args": ["id"], "cwd": "/", "oomScoreAdj": 100})
     );
     let relative = serde_json::from_value(json!({"user": {}, "args": ["id"], "cwd": "tmp"})).unwrap();
-    assert!(matches!(kata_plan::exec_process(&relative), Err(PlanError::Process(_))));
+    assert!(matches!(
+        kata_plan::exec_process("e", &relative),
+        Err(PlanError::Process(_))
+    ));
+    for id in ["", "..", "a/b"] {
+        let refused = kata_plan::exec_process(id, &parsed);
+        assert!(matches!(refused, Err(PlanError::Id { .. })), "{id}");
+    }
 }
 
 #[test]

@@ -33,6 +33,12 @@ pub struct NewContainer {
     pub stdio: Stdio,
 }
 
+/// What is kept of a container that has been built.
+struct Built {
+    copying: Copying,
+    oom_file: Option<PathBuf>,
+}
+
 impl Sandbox {
     /// Creates a container; the first one boots the pod's machine. After an error nothing of it is left.
     ///
@@ -47,11 +53,10 @@ impl Sandbox {
         .await??;
         let mut own = Steps::new(self.faults.clone());
         match self.build(&container, &mut own).await {
-            Ok(copying) => {
+            Ok(built) => {
                 let began = Instant::now();
                 let this = self.clone();
-                self.ask(move |state| this.enter(state, container, own, copying))
-                    .await?;
+                self.ask(move |state| this.enter(state, container, own, built)).await?;
                 self.note("enter the container", began).await;
                 Ok(())
             }
@@ -84,7 +89,7 @@ impl Sandbox {
     }
 
     /// Everything between the decision to create a container and its entry in the books.
-    async fn build(&self, container: &NewContainer, own: &mut Steps) -> Result<Copying, SandboxError> {
+    async fn build(&self, container: &NewContainer, own: &mut Steps) -> Result<Built, SandboxError> {
         let began = Instant::now();
         let bundle = Bundle::load(&container.bundle)?;
         self.mount_rootfs(container, &bundle, own)?;
@@ -106,7 +111,10 @@ impl Sandbox {
         let sockets = open_sockets(&plan, own)?;
         let copying = create_in_guest(&guest, &plan, stdio, sockets, container.stdio.terminal, own).await?;
         self.note("create the container", began).await;
-        Ok(copying)
+        Ok(Built {
+            copying,
+            oom_file: bundle.oom_file(),
+        })
     }
 
     fn mount_rootfs(&self, container: &NewContainer, bundle: &Bundle, own: &mut Steps) -> Result<(), SandboxError> {
@@ -202,16 +210,17 @@ impl Sandbox {
     }
 
     /// Writes a created container into the books and starts to wait for its end.
-    fn enter(&self, state: &mut crate::sandbox::State, container: NewContainer, own: Steps, copying: Copying) {
+    fn enter(&self, state: &mut crate::sandbox::State, container: NewContainer, own: Steps, built: Built) {
         let process = Process::init(&container.id);
         state.pod.created(&container.id, true);
         let mut things = ProcessThings::new(container.stdio.clone(), Vec::new());
-        things.copies(copying);
+        things.copies(built.copying);
         state.processes.insert(process.clone(), things);
         state.containers.insert(
             container.id.clone(),
             ContainerThings {
                 bundle: container.bundle.clone(),
+                oom_file: built.oom_file,
                 steps: Some(own),
             },
         );

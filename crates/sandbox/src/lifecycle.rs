@@ -138,6 +138,14 @@ fn words(process: &Process) -> String {
     }
 }
 
+fn wrong(verb: &'static str, process: &Process, phase: Phase) -> Refusal {
+    Refusal::WrongState {
+        verb,
+        what: words(process),
+        state: phase.word(),
+    }
+}
+
 impl Pod {
     /// Nothing is in the pod.
     pub fn is_empty(&self) -> bool {
@@ -224,7 +232,7 @@ impl Pod {
         }
     }
 
-    /// Adds an exec to a running container.
+    /// Adds an exec to a container that runs or will; it can be started once that runs.
     ///
     /// # Errors
     /// [`Refusal::NoContainer`], [`Refusal::Exists`], [`Refusal::WrongState`]
@@ -233,7 +241,7 @@ impl Pod {
             .containers
             .get_mut(&process.container)
             .ok_or_else(|| no_container(&process.container))?;
-        if container.init != Phase::Running {
+        if !matches!(container.init, Phase::Created | Phase::Starting { .. } | Phase::Running) {
             return Err(Refusal::WrongState {
                 verb: "exec in",
                 what: format!("container \"{}\"", process.container),
@@ -271,11 +279,7 @@ impl Pod {
                 *phase = Phase::Starting { exited: None };
                 Ok(())
             }
-            other => Err(Refusal::WrongState {
-                verb: "start",
-                what: words(process),
-                state: other.word(),
-            }),
+            other => Err(wrong("start", process, other)),
         }
     }
 
@@ -322,13 +326,34 @@ impl Pod {
     /// [`Refusal::Finished`], [`Refusal::WrongState`] and those of [`Self::phase`]
     pub fn signal(&self, process: &Process) -> Result<(), Refusal> {
         match self.phase(process)? {
-            Phase::Created | Phase::Starting { .. } | Phase::Running | Phase::Paused => Ok(()),
             Phase::Stopped(_) | Phase::Deleting(_) => Err(Refusal::Finished { what: words(process) }),
-            other @ Phase::Creating => Err(Refusal::WrongState {
-                verb: "signal",
-                what: words(process),
-                state: other.word(),
-            }),
+            // An init exists from its creation on, an exec only from its start.
+            Phase::Created if !process.exec.is_empty() => Err(wrong("signal", process, Phase::Created)),
+            Phase::Creating => Err(wrong("signal", process, Phase::Creating)),
+            Phase::Created | Phase::Starting { .. } | Phase::Running | Phase::Paused => Ok(()),
+        }
+    }
+
+    /// May the terminal of a process be resized?
+    ///
+    /// # Errors
+    /// [`Refusal::WrongState`] and those of [`Self::phase`]
+    pub fn resize(&self, process: &Process) -> Result<(), Refusal> {
+        match self.phase(process)? {
+            Phase::Created | Phase::Starting { .. } | Phase::Running | Phase::Paused => Ok(()),
+            other => Err(wrong("resize the terminal of", process, other)),
+        }
+    }
+
+    /// May the limits of a container be changed?
+    ///
+    /// # Errors
+    /// [`Refusal::WrongState`] and those of [`Self::phase`]
+    pub fn update(&self, id: &str) -> Result<(), Refusal> {
+        let init = Process::init(id);
+        match self.phase(&init)? {
+            Phase::Created | Phase::Starting { .. } | Phase::Running | Phase::Paused => Ok(()),
+            other => Err(wrong("update", &init, other)),
         }
     }
 
@@ -387,13 +412,7 @@ impl Pod {
         let exit = match *phase {
             Phase::Created => None,
             Phase::Stopped(status) => Some(status),
-            other => {
-                return Err(Refusal::WrongState {
-                    verb: "delete",
-                    what: words(process),
-                    state: other.word(),
-                });
-            }
+            other => return Err(wrong("delete", process, other)),
         };
         *phase = Phase::Deleting(exit);
         Ok(exit)

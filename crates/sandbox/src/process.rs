@@ -6,23 +6,23 @@ use kata_agent_client::{Agent, AgentError, Process};
 use kata_wire::proto;
 
 use crate::error::SandboxError;
-use crate::lifecycle::{ExitStatus, Refusal};
+use crate::lifecycle::{ExitStatus, Phase, Refusal};
 use crate::sandbox::{Event, MACHINE_LOST, ProcessThings, Sandbox, now_unix_nanos};
 use crate::stdio::{Copying, HostStdio, Stdio};
 
 impl Sandbox {
-    /// Adds an exec to a running container; it runs once it is started. `process` is the `process` object of an OCI
+    /// Adds an exec to a container; it runs once it is started. `process` is the `process` object of an OCI
     /// runtime spec.
     ///
     /// # Errors
-    /// [`SandboxError::Refused`], [`SandboxError::Plan`] for an unusable process.
+    /// [`SandboxError::Refused`], [`SandboxError::Plan`] for an unusable id or process.
     pub async fn add_exec(
         &self,
         exec: &Process,
         process: &kata_bundle::oci::Process,
         stdio: Stdio,
     ) -> Result<(), SandboxError> {
-        let json = kata_plan::exec_process(process)?;
+        let json = kata_plan::exec_process(&exec.exec, process)?;
         let exec = exec.clone();
         self.ask(move |state| -> Result<(), Refusal> {
             state.pod.add_exec(&exec)?;
@@ -100,13 +100,18 @@ impl Sandbox {
         started?;
         let copying: Copying = copying?;
         let wanted = process.clone();
-        self.ask(move |state| {
-            if let Some(things) = state.processes.get_mut(&wanted) {
+        let size = self
+            .ask(move |state| {
+                let things = state.processes.get_mut(&wanted)?;
                 things.copies(copying);
-            }
-        })
-        .await?;
-        self.wait_for_exit(guest, process.clone());
+                things.size
+            })
+            .await?;
+        self.wait_for_exit(guest.clone(), process.clone());
+        if let Some((columns, rows)) = size {
+            // One that has ended already needs no size.
+            let _ = guest.resize_terminal(process, columns, rows).await;
+        }
         Ok(())
     }
 
@@ -135,9 +140,7 @@ impl Sandbox {
             };
             owner.tell(move |state| {
                 if out_of_memory {
-                    state.tell(Event::OutOfMemory {
-                        container: process.container.clone(),
-                    });
+                    state.out_of_memory(&process.container);
                 }
                 state.exited(&process, status);
             });
@@ -162,14 +165,26 @@ impl Sandbox {
         }
     }
 
-    /// Tells a process's terminal its size, in characters.
+    /// Tells a process's terminal its size, in characters; that of an exec gets it once it is started.
     ///
     /// # Errors
     /// [`SandboxError::Refused`], [`SandboxError::Agent`]
     pub async fn resize(&self, process: &Process, columns: u32, rows: u32) -> Result<(), SandboxError> {
         let wanted = process.clone();
-        self.ask(move |state| state.pod.signal(&wanted)).await??;
-        Ok(self.guest().await?.resize_terminal(process, columns, rows).await?)
+        let begun = self
+            .ask(move |state| -> Result<bool, Refusal> {
+                state.pod.resize(&wanted)?;
+                let begun = wanted.exec.is_empty() || state.pod.phase(&wanted)? != Phase::Created;
+                if !begun && let Some(things) = state.processes.get_mut(&wanted) {
+                    things.size = Some((columns, rows));
+                }
+                Ok(begun)
+            })
+            .await??;
+        if begun {
+            self.guest().await?.resize_terminal(process, columns, rows).await?;
+        }
+        Ok(())
     }
 
     /// Lets the process see the end of its input once what clients wrote is read.
@@ -232,7 +247,8 @@ impl Sandbox {
     /// # Errors
     /// [`SandboxError::Refused`], [`SandboxError::Agent`]
     pub async fn update(&self, container: &str, resources_json: Vec<u8>) -> Result<(), SandboxError> {
-        self.expect_live(container).await?;
+        let id = container.to_owned();
+        self.ask(move |state| state.pod.update(&id)).await??;
         Ok(self.guest().await?.update(container, resources_json).await?)
     }
 

@@ -93,6 +93,8 @@ pub(crate) struct ProcessThings {
     /// The client has said that its input ends, perhaps before the process was started.
     pub stdin_closed: bool,
     pub exit: watch::Sender<Option<ExitStatus>>,
+    /// Columns and rows of the terminal of an exec that has not been started yet.
+    pub size: Option<(u32, u32)>,
     /// The `process` object of an exec that has not been started yet.
     pub exec_json: Vec<u8>,
 }
@@ -104,6 +106,7 @@ impl ProcessThings {
             copying: None,
             stdin_closed: false,
             exit: watch::Sender::new(None),
+            size: None,
             exec_json,
         }
     }
@@ -129,6 +132,8 @@ impl ProcessThings {
 
 pub(crate) struct ContainerThings {
     pub bundle: PathBuf,
+    /// File that the engine looks for when memory was wanting.
+    pub oom_file: Option<PathBuf>,
     pub steps: Option<Steps>,
 }
 
@@ -166,6 +171,22 @@ impl State {
         if let Some(things) = self.processes.get_mut(process) {
             things.exit.send_replace(Some(status));
         }
+    }
+
+    /// The kernel of the guest has killed something in the container for want of memory.
+    pub fn out_of_memory(&self, container: &str) {
+        let file = self
+            .containers
+            .get(container)
+            .and_then(|things| things.oom_file.as_ref());
+        if let Some(file) = file
+            && let Err(error) = std::fs::File::create(file)
+        {
+            tracing::warn!(file = %file.display(), %error, "cannot tell the engine that memory was wanting");
+        }
+        self.tell(Event::OutOfMemory {
+            container: container.to_owned(),
+        });
     }
 
     /// Every process of the pod has ended, because the machine has.

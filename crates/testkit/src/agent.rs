@@ -19,7 +19,8 @@ use ttrpc::asynchronous::transport::Listener;
 use ttrpc::asynchronous::{Server, TtrpcContext};
 
 type Id = (String, String);
-type Exit = watch::Sender<Option<u32>>;
+/// Exit code, and whether the guest wanted for memory.
+type Exit = watch::Sender<Option<(u32, bool)>>;
 
 #[derive(Default)]
 struct State {
@@ -56,7 +57,14 @@ impl FakeAgent {
     /// Ends a process; of an unknown one, nothing.
     pub fn end(&self, container: &str, exec: &str, code: u32) {
         if let Some(exit) = self.state().processes.get(&(container.to_owned(), exec.to_owned())) {
-            exit.send_replace(Some(code));
+            exit.send_replace(Some((code, false)));
+        }
+    }
+
+    /// Ends a process as the guest's kernel does for want of memory; of an unknown one, nothing.
+    pub fn end_for_memory(&self, container: &str, exec: &str) {
+        if let Some(exit) = self.state().processes.get(&(container.to_owned(), exec.to_owned())) {
+            exit.send_replace(Some((137, true)));
         }
     }
 
@@ -267,13 +275,14 @@ impl proto::Agent for FakeAgent {
         let exit = self.state().processes.get(&id).map(watch::Sender::subscribe);
         let gone = || ttrpc::Error::RpcStatus(ttrpc::get_status(Code::NOT_FOUND, "no such process"));
         let mut exit = exit.ok_or_else(gone)?;
-        let code = exit
+        let (code, oom_killed) = exit
             .wait_for(Option::is_some)
             .await
             .map_err(|_| gone())?
             .unwrap_or_default();
         Ok(proto::WaitResponse {
             exit_code: code,
+            oom_killed,
             exited_at_unix_nanos: 1,
             ..Default::default()
         })
@@ -299,5 +308,40 @@ impl proto::Agent for FakeAgent {
     async fn resume(&self, _: &TtrpcContext, request: proto::ContainerRef) -> Done {
         self.note("resume", &[&request.container_id])?;
         Ok(proto::Empty::new())
+    }
+
+    async fn resize_terminal(&self, _: &TtrpcContext, request: proto::ResizeTerminalRequest) -> Done {
+        let size = format!("{}x{}", request.columns, request.rows);
+        self.note("resize_terminal", &[&request.container_id, &request.exec_id, &size])?;
+        Ok(proto::Empty::new())
+    }
+
+    async fn update(&self, _: &TtrpcContext, request: proto::UpdateRequest) -> Done {
+        self.note("update", &[&request.container_id])?;
+        Ok(proto::Empty::new())
+    }
+
+    async fn stats(&self, _: &TtrpcContext, request: proto::ContainerRef) -> ttrpc::Result<proto::StatsResponse> {
+        self.note("stats", &[&request.container_id])?;
+        Ok(proto::StatsResponse::default())
+    }
+
+    async fn processes(
+        &self,
+        _: &TtrpcContext,
+        request: proto::ContainerRef,
+    ) -> ttrpc::Result<proto::ProcessesResponse> {
+        self.note("processes", &[&request.container_id])?;
+        let entries = self.processes().into_iter();
+        let its = entries.filter(|(container, _)| *container == request.container_id);
+        Ok(proto::ProcessesResponse {
+            processes: its
+                .map(|(_, exec_id)| proto::ProcessInfo {
+                    exec_id,
+                    ..Default::default()
+                })
+                .collect(),
+            ..Default::default()
+        })
     }
 }

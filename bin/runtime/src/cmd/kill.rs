@@ -2,7 +2,8 @@
 
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
+use containerd_shim_protos::api::Status;
 use nix::libc;
 use nix::sys::signal::Signal;
 
@@ -30,8 +31,14 @@ pub fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let signal = parse(&args.signal).with_context(|| format!("unknown signal {:?}", args.signal))?;
     let found = client::expect(globals, &args.id)?;
     block_on(async {
-        let sent = found.connect_live().await?.kill("", signal, args.all).await;
-        sent.with_context(|| format!("container \"{}\" not running", args.id))
+        let connection = found.connect_live().await?;
+        let not_running = || format!("container \"{}\" not running", args.id);
+        // The Task API finds nothing wrong with killing what is over; the command line does.
+        if connection.state().await?.status.enum_value_or(Status::UNKNOWN) == Status::STOPPED {
+            bail!(not_running());
+        }
+        let sent = connection.kill("", signal, args.all).await;
+        sent.with_context(not_running)
     })?;
     Ok(ExitCode::SUCCESS)
 }
