@@ -97,11 +97,10 @@ fn encode(event: &Event) -> (&'static str, &'static str, Vec<u8>) {
             bundle,
             stdio,
         } => {
-            let text = |path: Option<std::path::PathBuf>| path.map(|p| p.display().to_string()).unwrap_or_default();
             let io = messages::TaskIO {
-                stdin: text(stdio.stdin),
-                stdout: text(stdio.stdout),
-                stderr: text(stdio.stderr),
+                stdin: stdio.stdin.map(|path| path.display().to_string()).unwrap_or_default(),
+                stdout: stdio.stdout.map(|place| place.to_string()).unwrap_or_default(),
+                stderr: stdio.stderr.map(|place| place.to_string()).unwrap_or_default(),
                 terminal: stdio.terminal,
                 ..Default::default()
             };

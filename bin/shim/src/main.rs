@@ -13,6 +13,8 @@ mod network;
 mod serve;
 mod status;
 mod task;
+#[cfg(test)]
+mod tests;
 
 use std::process::ExitCode;
 

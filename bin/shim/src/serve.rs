@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use containerd_shim_protos::shim_async::create_task;
 use kata_config::Config;
 use kata_machine::Vmm;
+use kata_sandbox::outside::Outside;
 use kata_sandbox::record::{Home, Mark};
 use kata_sandbox::step::Faults;
 use kata_sandbox::{Sandbox, SandboxError, Surroundings};
@@ -40,22 +41,30 @@ pub fn run(flags: &Flags) -> Result<()> {
     let listener = take_fd(LISTENER_FD).context("started by hand? There is no listening socket")?;
     // Its own session: what the engine sends to its own process group is not meant for the pod.
     nix::unistd::setsid().context("setsid")?;
+    let outside = Outside::here().context("cannot tell its namespaces")?;
     let bundle = flags.bundle.clone().context("-bundle is missing")?;
     let own_network = network::enter(&bundle)?;
     namespace::enter().context("cannot make a mount namespace of its own")?;
     let home = Home::of(flags.place.as_deref().unwrap_or(&bundle));
     // One thread: the machine's processes die with the thread that started them, and it is the smallest, too.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(serve(flags, home.clone(), own_network, StdListener::from(listener)))?;
+    runtime.block_on(serve(
+        flags,
+        home.clone(),
+        StdListener::from(listener),
+        outside,
+        own_network,
+    ))?;
     home.remove().context("cannot remove the sandbox's directory")
 }
 
-async fn serve(flags: &Flags, home: Home, own_network: bool, listener: StdListener) -> Result<()> {
+async fn serve(flags: &Flags, home: Home, listener: StdListener, outside: Outside, own_network: bool) -> Result<()> {
     listener.set_nonblocking(true)?;
     let (events, happened) = mpsc::unbounded_channel();
     let opening = Opening {
         home: home.clone(),
         config: flags.config.clone(),
+        outside,
         own_network,
         events,
         driver: Box::new(drivers::driver),
@@ -103,18 +112,23 @@ pub fn services(tasks: &Arc<TaskService>) -> HashMap<String, Service> {
     services
 }
 
+/// Answers the driver for a configuration.
+pub type ChooseDriver = dyn Fn(&Config) -> Arc<dyn Vmm> + Send + Sync;
+
 /// What is needed to open the sandbox once the first container says how.
 pub struct Opening {
     /// The sandbox's directory, with its record in it.
     pub home: Home,
     /// The configuration file that the command line names.
     pub config: Option<PathBuf>,
+    /// The engine's side of the host.
+    pub outside: Outside,
     /// The process is in a network namespace of its pod's own.
     pub own_network: bool,
     /// Where events go.
     pub events: mpsc::UnboundedSender<kata_sandbox::Event>,
     /// The driver for a configuration.
-    pub driver: Box<dyn Fn(&Config) -> Arc<dyn Vmm> + Send + Sync>,
+    pub driver: Box<ChooseDriver>,
 }
 
 impl Opening {
@@ -143,6 +157,7 @@ impl Opening {
             record,
             vmm: (self.driver)(&config),
             config: Arc::new(config),
+            outside: self.outside.clone(),
             events: self.events.clone(),
             own_network: self.own_network,
             faults: Faults::none(),

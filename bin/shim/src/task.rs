@@ -96,14 +96,12 @@ fn process(container: &str, exec: &str) -> Process {
     }
 }
 
-fn fifo(path: &str) -> Option<PathBuf> {
-    // containerd ≥ 1.7 may write a plain fifo as a URI.
-    let path = path.strip_prefix("fifo://").unwrap_or(path);
-    (!path.is_empty()).then(|| PathBuf::from(path))
-}
-
-fn path_text(path: Option<PathBuf>) -> String {
-    path.map(|path| path.display().to_string()).unwrap_or_default()
+/// What a client says of stdio, the same words in two messages.
+macro_rules! stdio_of {
+    ($request:ident) => {
+        Stdio::parse($request.terminal, &$request.stdin, &$request.stdout, &$request.stderr)
+            .map_err(|error| status::from_sandbox(error.into()))
+    };
 }
 
 fn exited_at(
@@ -161,6 +159,7 @@ impl Task for TaskService {
         if !request.checkpoint.is_empty() {
             return Err(status::with(Code::UNIMPLEMENTED, "checkpoints are not supported"));
         }
+        let stdio = stdio_of!(request)?;
         let sandbox = self.sandbox_for_create(&request).await?;
         let rootfs = request.rootfs.into_iter().map(|mount| EngineMount {
             fs_type: mount.type_,
@@ -171,12 +170,7 @@ impl Task for TaskService {
             id: request.id,
             bundle: request.bundle.into(),
             rootfs: rootfs.collect(),
-            stdio: Stdio {
-                terminal: request.terminal,
-                stdin: fifo(&request.stdin),
-                stdout: fifo(&request.stdout),
-                stderr: fifo(&request.stderr),
-            },
+            stdio,
         };
         whole(async move { sandbox.create(container).await }).await?;
         Ok(api::CreateTaskResponse {
@@ -215,12 +209,7 @@ impl Task for TaskService {
             .unwrap_or_default();
         let spec = kata_bundle::parse_process(spec)
             .map_err(|error| status::with(Code::INVALID_ARGUMENT, kata_sandbox::describe(&error)))?;
-        let stdio = Stdio {
-            terminal: request.terminal,
-            stdin: fifo(&request.stdin),
-            stdout: fifo(&request.stdout),
-            stderr: fifo(&request.stderr),
-        };
+        let stdio = stdio_of!(request)?;
         let target = process(&request.id, &request.exec_id);
         let added = self.sandbox().await?.add_exec(&target, &spec, stdio).await;
         added.map_err(status::from_sandbox)?;
@@ -242,9 +231,13 @@ impl Task for TaskService {
             bundle: state.bundle.display().to_string(),
             pid: std::process::id(),
             status: EnumOrUnknown::new(status_of(state.phase)),
-            stdin: path_text(state.stdio.stdin),
-            stdout: path_text(state.stdio.stdout),
-            stderr: path_text(state.stdio.stderr),
+            stdin: state
+                .stdio
+                .stdin
+                .map(|path| path.display().to_string())
+                .unwrap_or_default(),
+            stdout: state.stdio.stdout.map(|place| place.to_string()).unwrap_or_default(),
+            stderr: state.stdio.stderr.map(|place| place.to_string()).unwrap_or_default(),
             terminal: state.stdio.terminal,
             exit_status: exit.map(|exit| exit.code).unwrap_or_default(),
             exited_at: exited_at(exit),
@@ -390,4 +383,25 @@ async fn whole<T: Send + 'static>(
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_configuration_named_by_containerd_is_found() {
+        // type_url (1) and config_path (2), both strings.
+        let mut value = vec![1 << 3 | 2, 3, b'f', b'o', b'o', 2 << 3 | 2, 7];
+        value.extend_from_slice(b"/c.toml");
+        let any = Any {
+            type_url: "runtimeoptions.v1.Options".into(),
+            value,
+            ..Default::default()
+        };
+        assert_eq!(config_path(Some(&any)), Some("/c.toml".into()));
+        let foreign = Any {
+            type_url: "containerd.runc.v1.Options".into(),
+            ..any
+        };
+        assert_eq!(config_path(Some(&foreign)), None);
+        assert_eq!(config_path(None), None);
+    }
+}

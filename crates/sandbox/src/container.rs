@@ -94,7 +94,7 @@ impl Sandbox {
         let bundle = Bundle::load(&container.bundle)?;
         self.mount_rootfs(container, &bundle, own)?;
         bundle.check_rootfs()?;
-        let stdio = HostStdio::open(&container.stdio)?;
+        let stdio = self.open_stdio(&container.id, &container.stdio).await?;
         let facts = survey::facts(&self.config, &self.home, bundle.spec())?;
         let plan = kata_plan::container(&container.id, &bundle, &self.config, &facts)?;
         for note in &plan.notes {
@@ -255,6 +255,18 @@ impl Sandbox {
             code: 137,
             at_unix_nanos: now_unix_nanos(),
         });
+        let wanted = process.clone();
+        let copying = self
+            .ask(move |state| {
+                state
+                    .processes
+                    .get_mut(&wanted)
+                    .and_then(|things| things.copying.take())
+            })
+            .await?;
+        if let Some(copying) = copying {
+            copying.finish().await;
+        }
         if process.exec.is_empty() {
             self.delete_container(&process.container).await?;
         } else if let Ok(guest) = self.guest().await {

@@ -8,7 +8,7 @@ use kata_wire::proto;
 use crate::error::SandboxError;
 use crate::lifecycle::{ExitStatus, Phase, Refusal};
 use crate::sandbox::{Event, MACHINE_LOST, ProcessThings, Sandbox, now_unix_nanos};
-use crate::stdio::{Copying, HostStdio, Stdio};
+use crate::stdio::{Copying, Stdio};
 
 impl Sandbox {
     /// Adds an exec to a container; it runs once it is started. `process` is the `process` object of an OCI
@@ -87,7 +87,7 @@ impl Sandbox {
         let Some((process_json, stdio)) = asked else {
             return Err(SandboxError::Closing);
         };
-        let host = HostStdio::open(&stdio)?;
+        let host = self.open_stdio(&process.exec, &stdio).await?;
         let request = proto::ExecRequest {
             container_id: process.container.clone(),
             exec_id: process.exec.clone(),

@@ -16,8 +16,9 @@ use tokio::sync::{mpsc, watch};
 use crate::actor::Owner;
 use crate::error::SandboxError;
 use crate::lifecycle::{ExitStatus, Phase, Pod, Refusal};
+use crate::outside::Outside;
 use crate::record::{Home, Mark, Record};
-use crate::stdio::{Copying, Stdio};
+use crate::stdio::{Client, Copying, HostStdio, Stdio};
 use crate::step::{Faults, Steps};
 use crate::timeline::Timeline;
 
@@ -79,6 +80,8 @@ pub struct Surroundings {
     pub config: Arc<Config>,
     /// The driver.
     pub vmm: Arc<dyn Vmm>,
+    /// The engine's side of the host.
+    pub outside: Outside,
     /// Where events go.
     pub events: mpsc::UnboundedSender<Event>,
     /// The network namespace that this process lives in is the pod's alone.
@@ -224,9 +227,11 @@ pub struct Sandbox {
     pub(crate) owner: Owner<State>,
     pub(crate) home: Home,
     pub(crate) id: Arc<str>,
+    pub(crate) namespace: Arc<str>,
     pub(crate) config: Arc<Config>,
     pub(crate) vmm: Arc<dyn Vmm>,
     pub(crate) own_network: bool,
+    pub(crate) outside: Outside,
     pub(crate) faults: Faults,
 }
 
@@ -238,11 +243,13 @@ impl Sandbox {
             record,
             config,
             vmm,
+            outside,
             events,
             own_network,
             faults,
         } = surroundings;
         let id = Arc::from(record.id.as_str());
+        let namespace = Arc::from(record.namespace.as_str());
         let owner = Owner::start(State {
             home: home.clone(),
             record,
@@ -258,9 +265,11 @@ impl Sandbox {
             owner,
             home,
             id,
+            namespace,
             config,
             vmm,
             own_network,
+            outside,
             faults,
         }
     }
@@ -271,6 +280,20 @@ impl Sandbox {
         F: FnOnce(&mut State) -> R + Send + 'static,
     {
         self.owner.ask(work).await.ok_or(SandboxError::Closing)
+    }
+
+    /// Opens stdio for a container or an exec of this id.
+    pub(crate) async fn open_stdio(&self, id: &str, stdio: &Stdio) -> Result<HostStdio, SandboxError> {
+        let client = Client {
+            id,
+            namespace: &self.namespace,
+            outside: &self.outside,
+        };
+        let opened = HostStdio::open(stdio, &client).await?;
+        for pid in opened.programs() {
+            self.ask(move |state| state.note_helper(pid)).await??;
+        }
+        Ok(opened)
     }
 
     pub(crate) async fn guest(&self) -> Result<Agent, SandboxError> {
@@ -339,16 +362,19 @@ impl Sandbox {
         let taken = self
             .ask(|state| {
                 state.machine_lost();
-                state.processes.clear();
+                let copying: Vec<Copying> = std::mem::take(&mut state.processes)
+                    .into_values()
+                    .filter_map(|things| things.copying)
+                    .collect();
                 let steps: Vec<Steps> = std::mem::take(&mut state.containers)
                     .into_values()
                     .filter_map(|container| container.steps)
                     .collect();
                 state.pod = Pod::default();
-                (steps, state.steps.take())
+                (steps, state.steps.take(), copying)
             })
             .await;
-        let Ok((containers, pod)) = taken else {
+        let Ok((containers, pod, copying)) = taken else {
             return;
         };
         // The machine first: what the containers' steps would ask of the agent is then moot, and refused at once.
@@ -357,6 +383,9 @@ impl Sandbox {
         }
         for steps in containers {
             steps.undo().await;
+        }
+        for copying in copying {
+            copying.finish().await;
         }
     }
 }

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use kata_config::{Config, SharedFs};
 use kata_sandbox::lifecycle::Phase;
+use kata_sandbox::outside::Outside;
 use kata_sandbox::record::{Home, Record};
-use kata_sandbox::stdio::Stdio;
+use kata_sandbox::stdio::{Output, Stdio};
 use kata_sandbox::step::Faults;
 use kata_sandbox::{Event, MACHINE_LOST, NewContainer, Process, Sandbox, SandboxError, Surroundings, describe};
 use kata_storage::namespace;
@@ -69,6 +70,7 @@ impl Lab {
             record,
             config: Arc::new(config),
             vmm: Arc::new(vmm.clone()),
+            outside: Outside::here().expect("namespaces"),
             events: sender,
             own_network: true,
             faults: faults.clone(),
@@ -337,7 +339,7 @@ fn stdio_flows_both_ways_until_the_client_closes_it() {
         let stdio = Stdio {
             terminal: false,
             stdin: Some(lab.fifo("in")),
-            stdout: Some(lab.fifo("out")),
+            stdout: Some(Output::fifo(&lab.fifo("out"))),
             stderr: None,
         };
         lab.sandbox.create(lab.container(stdio)).await.expect("create");
@@ -473,7 +475,7 @@ fn input_that_ends_before_the_process_is_started_ends_all_the_same() {
             .expect("open");
         let stdio = Stdio {
             stdin: Some(input),
-            stdout: Some(output),
+            stdout: Some(Output::fifo(&output)),
             ..Stdio::default()
         };
         lab.sandbox
@@ -515,7 +517,7 @@ fn bad_bundles_are_refused_before_anything_is_booted() {
         let error = describe(&lab.create().await.expect_err("no kernel"));
         assert!(error.contains("vmlinux") && error.contains("image build"), "{error}");
         let stdio = Stdio {
-            stdout: Some(lab.path("initrd.img")),
+            stdout: Some(Output::fifo(&lab.path("initrd.img"))),
             ..Stdio::default()
         };
         let error = describe(&lab.sandbox.create(lab.container(stdio)).await.expect_err("no fifo"));

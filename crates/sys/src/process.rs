@@ -1,8 +1,9 @@
 //! Processes of the host: who they are beyond their pid, their end, and dying with one's parent.
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::sys::signal::Signal;
 
@@ -103,6 +104,30 @@ pub fn die_with_parent(command: &mut std::process::Command) {
     unsafe { command.pre_exec(before_exec) };
 }
 
+/// Lets the child that `command` will start run in other namespaces, each a descriptor of a file of `/proc/PID/ns`, and
+/// in `directory` as it is seen there.
+///
+/// # Errors
+/// `InvalidInput` for a directory with a zero byte in its name.
+pub fn enter_namespaces(
+    command: &mut std::process::Command,
+    namespaces: Vec<OwnedFd>,
+    directory: &Path,
+) -> io::Result<()> {
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::process::CommandExt;
+    let directory = CString::new(directory.as_os_str().as_bytes())?;
+    let before_exec = move || {
+        for namespace in &namespaces {
+            nix::sched::setns(namespace, nix::sched::CloneFlags::empty())?;
+        }
+        Ok(nix::unistd::chdir(directory.as_c_str())?)
+    };
+    // SAFETY: between fork and exec the closure makes system calls with values made before, and allocates nothing.
+    unsafe { command.pre_exec(before_exec) };
+    Ok(())
+}
+
 /// Hands descriptors to the child that `command` will start: each `(fd, number)` is open as `number` in the child,
 /// without close-on-exec. The descriptors must stay open until the command is started.
 pub fn give_fds(command: &mut std::process::Command, fds: Vec<(RawFd, RawFd)>) {
@@ -198,6 +223,25 @@ mod tests {
             ],
         );
         assert_eq!(command.output().expect("cat").stdout, b"first second");
+    }
+
+    #[test]
+    fn a_child_runs_in_the_namespaces_it_is_given() {
+        use std::process::Command;
+        let before = std::fs::File::open("/proc/thread-self/ns/mnt").expect("my namespace");
+        let read = |own: &str| std::fs::read_link(own).expect("a namespace");
+        let mine = read("/proc/thread-self/ns/mnt");
+        // On a thread of its own: the namespace ends with it.
+        let child = std::thread::spawn(move || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).expect("this test needs root");
+            assert_ne!(read("/proc/thread-self/ns/mnt"), mine);
+            let mut command = Command::new("sh");
+            command.args(["-c", "pwd; readlink /proc/self/ns/mnt"]);
+            enter_namespaces(&mut command, vec![before.into()], Path::new("/usr")).expect("enter");
+            (command.output().expect("sh").stdout, mine)
+        });
+        let (output, mine) = child.join().expect("join");
+        assert_eq!(String::from_utf8_lossy(&output), format!("/usr\n{}\n", mine.display()));
     }
 
     #[test]

@@ -1,37 +1,52 @@
-//! The Task API over its socket, before a fake machine with a fake agent: every call in every state, and what containerd
-//! is told meanwhile.
+//! Tests of the doors over their socket, before a fake machine with a fake agent. Here: what they are run with.
 
-use std::sync::{Mutex as StdMutex, PoisonError};
+mod stdio;
+mod task;
+
+use std::path::Path;
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
+use async_trait::async_trait;
+use containerd_shim_protos::api;
 use containerd_shim_protos::events::task as messages;
+use containerd_shim_protos::protobuf::well_known_types::any::Any;
+use containerd_shim_protos::protobuf::{Message, MessageField};
 use containerd_shim_protos::shim::events::ForwardRequest;
 use containerd_shim_protos::shim_async::{Client, Events, TaskClient, create_events};
+use kata_sandbox::outside::Outside;
 use kata_sandbox::record::{Home, Record};
 use kata_storage::namespace;
 use kata_testkit::machine::FakeVmm;
 use tokio::net::UnixListener;
-use tokio::sync::mpsc;
-use ttrpc::asynchronous::Server;
+use tokio::sync::{Notify, mpsc};
+use ttrpc::Code;
 use ttrpc::asynchronous::transport::Listener;
+use ttrpc::asynchronous::{Server, TtrpcContext};
 use ttrpc::context::{self, Context};
 
-use super::*;
+use crate::serve::Opening;
+use crate::task::TaskService;
 use crate::{event, serve};
 
 /// A sandbox process's services in this process, and a client of them.
-struct Door {
-    dir: tempfile::TempDir,
-    vmm: FakeVmm,
-    client: TaskClient,
-    told: Told,
-    closing: Arc<Notify>,
+pub struct Door {
+    /// Bundles `c` and `d`, the configuration, the sandbox's directory `home`.
+    pub dir: tempfile::TempDir,
+    /// The machines and the agent in them.
+    pub vmm: FakeVmm,
+    /// The Task API.
+    pub client: TaskClient,
+    /// What containerd was told.
+    pub told: Told,
+    /// Notified when the process may end.
+    pub closing: Arc<Notify>,
     _servers: [Server; 2],
 }
 
 /// What containerd was told, one line an event.
 #[derive(Clone, Default)]
-struct Told(Arc<StdMutex<Vec<String>>>);
+pub struct Told(Arc<StdMutex<Vec<String>>>);
 
 #[async_trait]
 impl Events for Told {
@@ -59,14 +74,15 @@ impl Events for Told {
 }
 
 impl Told {
-    fn lines(&self) -> std::sync::MutexGuard<'_, Vec<String>> {
+    /// All so far.
+    pub fn lines(&self) -> std::sync::MutexGuard<'_, Vec<String>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// One call, or one thing that happens in the guest.
 #[derive(Clone, Copy, Debug)]
-enum Call {
+pub enum Call {
     Create(&'static str),
     Start(&'static str, &'static str),
     Delete(&'static str, &'static str),
@@ -95,10 +111,11 @@ enum Call {
 
 use Call::*;
 
-const DONE: Code = Code::OK;
+pub const DONE: Code = Code::OK;
 
 impl Door {
-    async fn open(test: impl FnOnce(&mut serde_json::Value)) -> Self {
+    /// Opens the door. `change` may alter the bundles' specification.
+    pub async fn open(change: impl FnOnce(&mut serde_json::Value)) -> Self {
         let dir = tempfile::tempdir().expect("tempdir");
         let vmm = FakeVmm::default();
         for asset in ["vmlinux", "initrd.img"] {
@@ -112,7 +129,7 @@ impl Door {
         std::fs::write(dir.path().join("configuration.toml"), config).expect("configuration");
         let mut spec = serde_json::to_value(kata_bundle::default_spec()).expect("a spec");
         spec["process"]["terminal"] = false.into();
-        test(&mut spec);
+        change(&mut spec);
         for id in ["c", "d"] {
             let bundle = dir.path().join(id);
             std::fs::create_dir_all(bundle.join("rootfs")).expect("bundle");
@@ -129,8 +146,10 @@ impl Door {
         let closing = Arc::new(Notify::new());
         let driver = vmm.clone();
         let opening = Opening {
+            outside: Outside::here().expect("namespaces"),
             home: home.clone(),
             config: Some(dir.path().join("configuration.toml")),
+            own_network: false,
             events,
             driver: Box::new(move |_| Arc::new(driver.clone())),
         };
@@ -152,7 +171,7 @@ impl Door {
     }
 
     /// Makes each call and compares the code of its answer.
-    async fn walk(&self, calls: &[(Call, Code)]) {
+    pub async fn walk(&self, calls: &[(Call, Code)]) {
         for (number, (call, expected)) in calls.iter().enumerate() {
             let (code, message) = match self.make(*call).await {
                 Ok(()) => (Code::OK, String::new()),
@@ -164,7 +183,8 @@ impl Door {
         }
     }
 
-    async fn make(&self, call: Call) -> ttrpc::Result<()> {
+    /// Makes one call.
+    pub async fn make(&self, call: Call) -> ttrpc::Result<()> {
         let limit = bounded();
         let task = &self.client;
         match call {
@@ -258,7 +278,7 @@ impl Door {
     }
 
     /// Waits until containerd was told `count` events; answers them.
-    async fn told(&self, count: usize) -> Vec<String> {
+    pub async fn told(&self, count: usize) -> Vec<String> {
         while self.told.lines().len() < count {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -275,10 +295,13 @@ async fn listen(path: &Path, services: std::collections::HashMap<String, ttrpc::
     server
 }
 
-const GOOD: &str = r#"{"args": ["true"], "cwd": "/"}"#;
-const BAD: &str = r#"{"args": [], "cwd": "not absolute"}"#;
+/// A process.
+pub const GOOD: &str = r#"{"args": ["true"], "cwd": "/"}"#;
+/// None.
+pub const BAD: &str = r#"{"args": [], "cwd": "not absolute"}"#;
 
-fn exec_request(id: &str, exec: &str, process: &str) -> api::ExecProcessRequest {
+/// Adds an exec.
+pub fn exec_request(id: &str, exec: &str, process: &str) -> api::ExecProcessRequest {
     let spec = Any {
         type_url: "types.containerd.io/opencontainers/runtime-spec/1/Process".into(),
         value: process.into(),
@@ -310,12 +333,13 @@ fn wait(id: &str, exec: &str) -> api::WaitRequest {
     }
 }
 
-fn bounded() -> Context {
+/// A limit for a call.
+pub fn bounded() -> Context {
     context::with_timeout(20_000_000_000)
 }
 
 /// Runs a test on a thread with its own mount namespace and its own small runtime.
-fn run<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send) {
+pub fn run<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send) {
     std::thread::scope(|scope| {
         let ran = scope.spawn(|| {
             namespace::enter().expect("these tests need root");
@@ -333,266 +357,4 @@ fn run<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send) {
             std::panic::resume_unwind(panic);
         }
     });
-}
-
-#[test]
-fn before_the_first_create_nothing_is_there() {
-    run(|| async {
-        let door = Door::open(|_| {}).await;
-        door.walk(&[
-            (Start("c", ""), Code::NOT_FOUND),
-            (State("c", ""), Code::NOT_FOUND),
-            (Delete("c", ""), Code::NOT_FOUND),
-            (Exec("c", "e"), Code::NOT_FOUND),
-            (Kill("c", "", 9), Code::NOT_FOUND),
-            (Stats("c"), Code::NOT_FOUND),
-            (Connect("c"), DONE),
-        ])
-        .await;
-    });
-}
-
-#[test]
-fn a_container_answers_in_every_state() {
-    run(|| async {
-        let door = Door::open(|_| {}).await;
-        door.walk(&[
-            // Created.
-            (Create("c"), DONE),
-            (Create("c"), Code::ALREADY_EXISTS),
-            (State("c", ""), DONE),
-            (Pause("c"), Code::FAILED_PRECONDITION),
-            (Resume("c"), Code::FAILED_PRECONDITION),
-            (Update("c"), DONE),
-            (Stats("c"), DONE),
-            (Pids("c"), DONE),
-            (Kill("c", "", 10), DONE),
-            (Resize("c", ""), DONE),
-            (Exec("c", "early"), DONE),
-            (Start("c", "early"), Code::FAILED_PRECONDITION),
-            (Delete("c", "early"), DONE),
-            // Running.
-            (Start("c", ""), DONE),
-            (Start("c", ""), Code::FAILED_PRECONDITION),
-            (Create("c"), Code::ALREADY_EXISTS),
-            (Delete("c", ""), Code::FAILED_PRECONDITION),
-            (Resume("c"), Code::FAILED_PRECONDITION),
-            (CloseIo("c", ""), DONE),
-            (CloseIo("c", ""), DONE),
-            (Update("c"), DONE),
-            (Checkpoint("c"), Code::UNIMPLEMENTED),
-            // Paused.
-            (Pause("c"), DONE),
-            (Pause("c"), Code::FAILED_PRECONDITION),
-            (Start("c", ""), Code::FAILED_PRECONDITION),
-            (Delete("c", ""), Code::FAILED_PRECONDITION),
-            (Exec("c", "paused"), Code::FAILED_PRECONDITION),
-            (Stats("c"), DONE),
-            (Update("c"), DONE),
-            (Resume("c"), DONE),
-            (Resume("c"), Code::FAILED_PRECONDITION),
-            // Stopped.
-            (Ends("c", ""), DONE),
-            (Wait("c", ""), DONE),
-            (State("c", ""), DONE),
-            (Start("c", ""), Code::FAILED_PRECONDITION),
-            (Exec("c", "late"), Code::FAILED_PRECONDITION),
-            (Pause("c"), Code::FAILED_PRECONDITION),
-            (Resume("c"), Code::FAILED_PRECONDITION),
-            (Update("c"), Code::FAILED_PRECONDITION),
-            (Resize("c", ""), Code::FAILED_PRECONDITION),
-            (Kill("c", "", 9), DONE),
-            (Kill("c", "", 15), DONE),
-            (Kill("c", "", 10), Code::NOT_FOUND),
-            (KillAll("c"), DONE),
-            (CloseIo("c", ""), DONE),
-            (Stats("c"), Code::NOT_FOUND),
-            (Pids("c"), Code::NOT_FOUND),
-            (Shutdown, DONE),
-            (Create("c"), Code::ALREADY_EXISTS),
-            // Deleted.
-            (Delete("c", ""), DONE),
-            (Delete("c", ""), Code::NOT_FOUND),
-            (State("c", ""), Code::NOT_FOUND),
-            (Wait("c", ""), Code::NOT_FOUND),
-            (Start("c", ""), Code::NOT_FOUND),
-            (Kill("c", "", 9), Code::NOT_FOUND),
-            (Pause("c"), Code::NOT_FOUND),
-            (Update("c"), Code::NOT_FOUND),
-            (CloseIo("c", ""), Code::NOT_FOUND),
-            (Resize("c", ""), Code::NOT_FOUND),
-        ])
-        .await;
-        assert_eq!(door.vmm.running(), 0);
-    });
-}
-
-#[test]
-fn an_exec_answers_in_every_state() {
-    run(|| async {
-        let door = Door::open(|_| {}).await;
-        door.walk(&[
-            (Create("c"), DONE),
-            (Start("c", ""), DONE),
-            (Start("c", "e"), Code::NOT_FOUND),
-            (Resize("c", "e"), Code::NOT_FOUND),
-            (Kill("c", "e", 9), Code::NOT_FOUND),
-            (Wait("c", "e"), Code::NOT_FOUND),
-            (State("c", "e"), Code::NOT_FOUND),
-            (CloseIo("c", "e"), Code::NOT_FOUND),
-            (Delete("c", "e"), Code::NOT_FOUND),
-            (Exec("x", "e"), Code::NOT_FOUND),
-            (BadExec("c", "e"), Code::INVALID_ARGUMENT),
-            (Exec("c", ""), Code::INVALID_ARGUMENT),
-            (Exec("c", "../e"), Code::INVALID_ARGUMENT),
-            // Added.
-            (Exec("c", "e"), DONE),
-            (Exec("c", "e"), Code::ALREADY_EXISTS),
-            (State("c", "e"), DONE),
-            (Kill("c", "e", 9), Code::FAILED_PRECONDITION),
-            (CloseIo("c", "e"), DONE),
-            (Resize("c", "e"), DONE),
-            // Running.
-            (Start("c", "e"), DONE),
-            (Start("c", "e"), Code::FAILED_PRECONDITION),
-            (Exec("c", "e"), Code::ALREADY_EXISTS),
-            (Delete("c", "e"), Code::FAILED_PRECONDITION),
-            (Kill("c", "e", 10), DONE),
-            // Ended.
-            (Kill("c", "e", 9), DONE),
-            (Wait("c", "e"), DONE),
-            (State("c", "e"), DONE),
-            (Start("c", "e"), Code::FAILED_PRECONDITION),
-            (Kill("c", "e", 9), DONE),
-            (Kill("c", "e", 1), Code::NOT_FOUND),
-            (Resize("c", "e"), Code::FAILED_PRECONDITION),
-            (CloseIo("c", "e"), DONE),
-            (Delete("c", "e"), DONE),
-            (Delete("c", "e"), Code::NOT_FOUND),
-            (Wait("c", "e"), Code::NOT_FOUND),
-            (Exec("c", "e"), DONE),
-        ])
-        .await;
-        let asked = door.vmm.agent.requests();
-        let at = |word: &str| asked.iter().position(|request| request.starts_with(word));
-        assert!(
-            at("exec c e") < at("resize_terminal c e 80x25"),
-            "the size is told after the start: {asked:?}"
-        );
-    });
-}
-
-#[test]
-fn containerd_is_told_what_happens_in_its_order() {
-    run(|| async {
-        let door = Door::open(|_| {}).await;
-        door.walk(&[
-            (Create("c"), DONE),
-            (Start("c", ""), DONE),
-            (Exec("c", "e"), DONE),
-            (Start("c", "e"), DONE),
-            (Pause("c"), DONE),
-            (Resume("c"), DONE),
-            (Ends("c", "e"), DONE),
-            (Delete("c", "e"), DONE),
-            (EndsForMemory("c", ""), DONE),
-            (Delete("c", ""), DONE),
-        ])
-        .await;
-        assert_eq!(
-            door.told(10).await,
-            [
-                "/tasks/create",
-                "/tasks/start",
-                "/tasks/exec-added e",
-                "/tasks/exec-started e",
-                "/tasks/paused",
-                "/tasks/resumed",
-                "/tasks/exit e 7",
-                "/tasks/oom",
-                "/tasks/exit c 137",
-                "/tasks/delete",
-            ]
-        );
-        assert!(!door.dir.path().join("c/oom").exists(), "containerd has its event");
-    });
-}
-
-#[test]
-fn cri_o_finds_a_file_where_memory_was_wanting() {
-    run(|| async {
-        let annotation = |spec: &mut serde_json::Value| {
-            spec["annotations"] = serde_json::json!({"io.kubernetes.cri-o.ContainerType": "sandbox"});
-        };
-        let door = Door::open(annotation).await;
-        door.walk(&[
-            (Create("c"), DONE),
-            (Start("c", ""), DONE),
-            (EndsForMemory("c", ""), DONE),
-        ])
-        .await;
-        assert!(door.dir.path().join("c/oom").exists());
-    });
-}
-
-#[test]
-fn the_process_ends_on_demand_but_not_under_a_container() {
-    run(|| async {
-        let door = Door::open(|_| {}).await;
-        let ends = || tokio::time::timeout(Duration::from_millis(50), door.closing.notified());
-        door.walk(&[(Create("c"), DONE), (Shutdown, DONE)]).await;
-        assert!(ends().await.is_err(), "a container remains");
-        door.walk(&[(Delete("c", ""), DONE), (Shutdown, DONE)]).await;
-        assert!(ends().await.is_ok());
-    });
-}
-
-#[test]
-fn a_client_that_vanishes_leaves_nothing_half_done() {
-    run(|| async {
-        let door = Door::open(|_| {}).await;
-        let address = format!("unix://{}", door.dir.path().join("home/task.sock").display());
-        let impatient = TaskClient::new(Client::connect(&address).await.expect("connect"));
-        let request = api::CreateTaskRequest {
-            id: "c".into(),
-            bundle: door.dir.path().join("c").display().to_string(),
-            ..Default::default()
-        };
-        let gone = tokio::time::timeout(Duration::from_millis(1), impatient.create(bounded(), &request)).await;
-        drop((gone, impatient));
-        // Created completely or not at all, and told so.
-        for _ in 0..1000 {
-            if door.make(State("c", "")).await.is_ok() && !door.told.lines().is_empty() {
-                break;
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        door.walk(&[
-            (Start("c", ""), DONE),
-            (KillAll("c"), DONE),
-            (Wait("c", ""), DONE),
-            (Delete("c", ""), DONE),
-        ])
-        .await;
-        assert_eq!(door.vmm.running(), 0);
-    });
-}
-
-#[test]
-fn the_configuration_named_by_containerd_is_found() {
-    // type_url (1) and config_path (2), both strings.
-    let mut value = vec![1 << 3 | 2, 3, b'f', b'o', b'o', 2 << 3 | 2, 7];
-    value.extend_from_slice(b"/c.toml");
-    let any = Any {
-        type_url: "runtimeoptions.v1.Options".into(),
-        value,
-        ..Default::default()
-    };
-    assert_eq!(config_path(Some(&any)), Some("/c.toml".into()));
-    let foreign = Any {
-        type_url: "containerd.runc.v1.Options".into(),
-        ..any
-    };
-    assert_eq!(config_path(Some(&foreign)), None);
-    assert_eq!(config_path(None), None);
 }
