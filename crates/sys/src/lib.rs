@@ -16,3 +16,4 @@ pub mod steering;
 pub mod terminal;
 pub mod tree;
 pub mod tsc;
+pub mod tun;

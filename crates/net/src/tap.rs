@@ -1,0 +1,66 @@
+//! Taps: the machine's ends of links.
+
+use std::io;
+
+use kata_netlink::{NetlinkError, Socket};
+
+/// Why a link of the machine was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum TapError {
+    /// The tap itself.
+    #[error("cannot make the tap {name} (/dev/net/tun)")]
+    Make {
+        /// Its name.
+        name: String,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// It was made and is not there.
+    #[error("the tap {name} has vanished")]
+    Vanished {
+        /// Its name.
+        name: String,
+    },
+    /// Something about it was refused.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+}
+
+/// Makes a tap that is up, for `queues` queues, in the namespace of the calling thread, which must be that of `socket`.
+/// Packets may be as large as `mtu`, bytes.
+///
+/// # Errors
+/// [`TapError`]; nothing is left then.
+pub fn make(socket: &Socket, name: &str, queues: u32, mtu: u32) -> Result<(), TapError> {
+    kata_sys::tun::make_tap(name, queues > 1).map_err(|source| TapError::Make {
+        name: name.to_owned(),
+        source,
+    })?;
+    set_up(socket, name, mtu).inspect_err(|_| {
+        let _ = socket.remove_link(name);
+    })
+}
+
+fn set_up(socket: &Socket, name: &str, mtu: u32) -> Result<(), TapError> {
+    // Nobody on the host talks to the guest over it. Where there is no IPv6 there is nothing to switch off.
+    let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1");
+    let index = index(socket, name)?;
+    socket.set_mtu(index, mtu)?;
+    Ok(socket.set_up(index, true)?)
+}
+
+/// Adapts a tap to a link that has shown up late or has changed: packets as large as `mtu`, bytes.
+///
+/// # Errors
+/// [`TapError`]
+pub fn resize(socket: &Socket, name: &str, mtu: u32) -> Result<(), TapError> {
+    Ok(socket.set_mtu(index(socket, name)?, mtu)?)
+}
+
+fn index(socket: &Socket, name: &str) -> Result<u32, TapError> {
+    let links = socket.links()?;
+    let tap = links.iter().find(|link| link.name == name);
+    tap.map(|link| link.index)
+        .ok_or_else(|| TapError::Vanished { name: name.to_owned() })
+}

@@ -1,0 +1,44 @@
+//! Taps: network interfaces whose other end is a descriptor of a process.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+/// `TUNSETIFF` and `TUNSETPERSIST` (linux/if_tun.h).
+const SET_INTERFACE: libc::c_ulong = 0x4004_54ca;
+const SET_PERSISTENT: libc::c_ulong = 0x4004_54cb;
+
+/// `IFF_TUN_EXCL`: fail if there is one of this name.
+const EXCLUSIVE: libc::c_int = 0x8000;
+
+/// Makes a tap in the network namespace of the calling thread. It stays until it is removed as a link; whoever opens
+/// `/dev/net/tun` under its name holds its other end. With `multi_queue` several descriptors may, each a queue.
+///
+/// # Errors
+/// `EBUSY` when there is a link of this name, `InvalidInput` for a name that is empty or has more than 15 bytes; what
+/// opening `/dev/net/tun` failed with.
+pub fn make_tap(name: &str, multi_queue: bool) -> io::Result<()> {
+    if name.is_empty() || name.len() >= libc::IFNAMSIZ {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let device = File::options().read(true).write(true).open("/dev/net/tun")?;
+    // SAFETY: ifreq is integers, arrays and a union of such, for which all zeroes is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    let mut flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | EXCLUSIVE;
+    if multi_queue {
+        flags |= libc::IFF_MULTI_QUEUE;
+    }
+    request.ifr_ifru.ifru_flags = flags as libc::c_short;
+    // SAFETY: reads and writes one ifreq that lives through the call; the name in it ends with a NUL, being shorter.
+    if unsafe { libc::ioctl(device.as_raw_fd(), SET_INTERFACE, &raw mut request) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: takes integers only.
+    if unsafe { libc::ioctl(device.as_raw_fd(), SET_PERSISTENT, 1 as libc::c_ulong) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
