@@ -134,13 +134,15 @@ impl<'lab> Cri<'lab> {
         Pod::run(self, handler, name, edit)
     }
 
-    /// What the lab holds; taken after a first pod has come and gone, which makes bridges and folders that stay.
+    /// What the lab holds; taken after a first pod has come and gone, which makes bridges, rules and folders that stay.
     ///
     /// # Panics
     /// When that pod does not run.
     #[track_caller]
     pub fn snapshot(&self, kind: Kind) -> Snapshot {
-        let pod = self.pod(kind, &format!("first-{}", kind.cri_handler()), |_| ());
+        let ports = json!([{"container_port": 1, "host_port": 12999}]);
+        let name = format!("first-{}", kind.cri_handler());
+        let pod = self.pod(kind, &name, |config| config["port_mappings"] = ports);
         pod.run_container("first", &["true"], |_| ()).await_exit();
         pod.remove();
         Snapshot::take(self.lab())

@@ -1,4 +1,5 @@
-//! What a lab holds at a moment, and what it holds more later: processes, mounts, network links, cgroups, sockets, files.
+//! What a lab holds at a moment, and what it holds more later: processes, mounts, network links (of named namespaces, too),
+//! rules of the packet filter, leases of addresses, cgroups, sockets, files.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -11,8 +12,8 @@ use crate::{pids, places, wait};
 /// How long what is about to vanish may take.
 const SETTLE: Duration = Duration::from_secs(10);
 
-/// Where a runtime may keep files.
-const PLACES: [&str; 5] = ["/run", "/tmp", "/var/tmp", "/dev/shm", "/var/lib/vc"];
+/// Where a runtime may keep files, and CNI its leases.
+const PLACES: [&str; 6] = ["/run", "/tmp", "/var/tmp", "/dev/shm", "/var/lib/vc", "/var/lib/cni"];
 
 /// A picture of a lab: each thing and how many there are of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +32,22 @@ impl Snapshot {
         lines("mounts").lines().for_each(|line| count(format!("mount {line}")));
         for line in lines("net/dev").lines().skip(2) {
             count(format!("link {}", line.split(':').next().unwrap_or_default().trim()));
+        }
+        for namespace in std::fs::read_dir(lab.outside("/run/netns"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let name = namespace.file_name().to_string_lossy().into_owned();
+            // It may vanish meanwhile, or be a name that is not mounted yet.
+            let links = lab.command("ip").args(["-n", &name, "-o", "link"]).run().text();
+            let links = links.lines().filter_map(|line| line.split(": ").nth(1));
+            links.for_each(|link| count(format!("link {link} of network namespace {name}")));
+        }
+        for line in lab.command(places::tool("iptables-save")).run().text().lines() {
+            if line.starts_with("-A ") {
+                count(format!("rule {line}"));
+            }
         }
         for socket in lines("net/unix")
             .lines()

@@ -13,7 +13,9 @@ fn whatever_is_left_behind_is_told() {
     let lab = Lab::open();
     let before = Snapshot::take(&lab);
     let script = "sleep 4711 & mkdir /sys/fs/cgroup/pids/left /run/left; mount -t tmpfs left-mount /run/left; \
-                  touch /tmp/left; ip tuntap add mode tap name left0";
+                  touch /tmp/left; ip tuntap add mode tap name left0; ip netns add kept; \
+                  ip -n kept tuntap add mode tap name left1; mkdir -p /var/lib/cni/networks; \
+                  touch /var/lib/cni/networks/10.87.0.9; iptables -A FORWARD -s 10.87.0.9 -j ACCEPT";
     lab.command("bash")
         .args(["-c", &format!("({script}) >/dev/null 2>&1 </dev/null")])
         .run()
@@ -25,6 +27,9 @@ fn whatever_is_left_behind_is_told() {
         "sleep 4711",
         "mount left-mount /run/left",
         "link left0",
+        "link left1 of network namespace kept",
+        "file /var/lib/cni/networks/10.87.0.9",
+        "rule -A FORWARD -s 10.87.0.9/32 -j ACCEPT",
         "cgroup /sys/fs/cgroup/pids/left",
         "/tmp/left",
     ] {
