@@ -1,4 +1,5 @@
-//! Podman with storage, configuration and runtime of a lab's own, and the busybox image.
+//! Podman with storage, configuration and runtime of a lab's own, and the images of busybox and of a
+//! pod's first container.
 
 use std::fs;
 use std::path::PathBuf;
@@ -27,12 +28,17 @@ impl<'lab> Podman<'lab> {
         let dir = lab.scratch().join(format!("podman-{kind:?}").to_lowercase());
         fs::create_dir_all(&dir).expect("podman's folder");
         // Podman asks for more open files than root may give itself where CAP_SYS_RESOURCE is missing.
-        let conf = "[containers]\ndefault_ulimits = [\"nofile=20000:20000\", \"nproc=32768:32768\"]\nlog_driver = \
-                    \"k8s-file\"\n[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\n";
+        let networks = dir.join("networks");
+        let conf = format!(
+            "[containers]\ndefault_ulimits = [\"nofile=20000:20000\", \"nproc=32768:32768\"]\nlog_driver = \
+             \"k8s-file\"\n[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\n[network]\nnetwork_backend = \
+             \"cni\"\nnetwork_config_dir = {networks:?}\ncni_plugin_dirs = [\"/usr/lib/cni\"]\n"
+        );
         fs::write(dir.join("containers.conf"), conf).expect("podman's configuration");
         let podman = Self { lab, kind, dir };
-        let archive = image::busybox(&podman.dir);
-        podman.podman(["load", "--quiet", "--input"]).arg(archive).run().ok();
+        for archive in [image::busybox(&podman.dir), image::pause(&podman.dir)] {
+            podman.podman(["load", "--quiet", "--input"]).arg(archive).run().ok();
+        }
         podman
     }
 
@@ -58,6 +64,26 @@ impl<'lab> Podman<'lab> {
             .args(["--events-backend", "file", "--runtime"])
             .arg(self.kind.program())
             .args(args)
+    }
+
+    /// `podman pod create FLAGS` with a first container of our own image.
+    #[track_caller]
+    pub fn pod(&self, flags: &[&str]) -> Cmd {
+        let create = self.podman([
+            "pod",
+            "create",
+            "--infra-image",
+            image::PAUSE,
+            "--infra-command",
+            "/pause",
+        ]);
+        create.args(flags)
+    }
+
+    /// `podman run FLAGS IMAGE COMMAND`, on Podman's own network unless the flags say otherwise.
+    #[track_caller]
+    pub fn run_on_network(&self, flags: &[&str], command: &[&str]) -> Cmd {
+        self.podman(["run"]).args(flags).arg(image::BUSYBOX).args(command)
     }
 
     /// `podman run --network none FLAGS IMAGE COMMAND`.

@@ -36,7 +36,7 @@ fn pods_reach_each_other_and_the_host(node: Node) {
         .stdout("one\n");
     client.sh(&format!("ping -c 1 -W 5 {}", one.ip())).ok();
     client
-        .sh(&format!("wget -T 5 -qO- http://{}/page", one.port(9)))
+        .sh(&format!("timeout 5 wget -qO- http://{}/page", one.port(9)))
         .failed();
     let addresses = client.sh("ip -o address show dev eth0").ok();
     addresses.says(&format!("inet {}/16", two.ip()));
