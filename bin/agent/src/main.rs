@@ -11,6 +11,7 @@ mod init;
 mod log;
 mod loopback;
 mod modules;
+mod network;
 mod pod;
 mod power;
 mod process;

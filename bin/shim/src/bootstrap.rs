@@ -11,6 +11,8 @@ use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
 use containerd_shim_protos::protobuf::{Message, MessageField};
 use kata_bundle::{Bundle, Role};
+use kata_config::Config;
+use kata_sandbox::network;
 use kata_sandbox::record::{Home, Mark, Record};
 use kata_sandbox::recover;
 use kata_sys::process::give_fds;
@@ -28,6 +30,7 @@ pub fn start(flags: &Flags) -> Result<()> {
     let home = match bundle.role() {
         Role::Member { pod_id } => join_pod(flags, &bundle_dir, pod_id.as_ref())?,
         Role::Pod | Role::Single => {
+            refuse_host_network(flags, &bundle)?;
             let home = Home::of(&place(flags, &bundle_dir));
             open_home(flags, &bundle_dir, &home)?;
             home
@@ -53,6 +56,16 @@ fn bundle_dir(flags: &Flags) -> Result<PathBuf> {
 
 fn place(flags: &Flags, bundle: &Path) -> PathBuf {
     flags.place.clone().unwrap_or_else(|| bundle.to_owned())
+}
+
+/// Nothing of the host is touched for a pod that wants its network, unless the configuration says what is meant by that.
+fn refuse_host_network(flags: &Flags, bundle: &Bundle) -> Result<()> {
+    if network::decide(bundle, &Config::default()).is_ok() {
+        return Ok(());
+    }
+    let (config, _) = Config::find(flags.config.as_deref().or(bundle.config_path()))?;
+    network::decide(bundle, &config)?;
+    Ok(())
 }
 
 /// containerd keeps the bundles of a namespace side by side, and the command line its containers' places, so a member

@@ -9,7 +9,6 @@ mod flags;
 mod guest;
 mod log;
 mod metrics;
-mod network;
 mod serve;
 mod status;
 mod task;

@@ -25,7 +25,7 @@ use ttrpc::asynchronous::{Server, Service};
 use crate::flags::Flags;
 use crate::guest::GuestQuestions;
 use crate::task::TaskService;
-use crate::{drivers, event, network};
+use crate::{drivers, event};
 
 /// The number under which the process finds its listening socket.
 pub const LISTENER_FD: RawFd = 3;
@@ -43,29 +43,21 @@ pub fn run(flags: &Flags) -> Result<()> {
     nix::unistd::setsid().context("setsid")?;
     let outside = Outside::here().context("cannot tell its namespaces")?;
     let bundle = flags.bundle.clone().context("-bundle is missing")?;
-    let own_network = network::enter(&bundle)?;
     namespace::enter().context("cannot make a mount namespace of its own")?;
     let home = Home::of(flags.place.as_deref().unwrap_or(&bundle));
     // One thread: the machine's processes die with the thread that started them, and it is the smallest, too.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(serve(
-        flags,
-        home.clone(),
-        StdListener::from(listener),
-        outside,
-        own_network,
-    ))?;
+    runtime.block_on(serve(flags, home.clone(), StdListener::from(listener), outside))?;
     home.remove().context("cannot remove the sandbox's directory")
 }
 
-async fn serve(flags: &Flags, home: Home, listener: StdListener, outside: Outside, own_network: bool) -> Result<()> {
+async fn serve(flags: &Flags, home: Home, listener: StdListener, outside: Outside) -> Result<()> {
     listener.set_nonblocking(true)?;
     let (events, happened) = mpsc::unbounded_channel();
     let opening = Opening {
         home: home.clone(),
         config: flags.config.clone(),
         outside,
-        own_network,
         events,
         driver: Box::new(drivers::driver),
     };
@@ -123,8 +115,6 @@ pub struct Opening {
     pub config: Option<PathBuf>,
     /// The engine's side of the host.
     pub outside: Outside,
-    /// The process is in a network namespace of its pod's own.
-    pub own_network: bool,
     /// Where events go.
     pub events: mpsc::UnboundedSender<kata_sandbox::Event>,
     /// The driver for a configuration.
@@ -150,16 +140,17 @@ impl Opening {
         for warning in &warnings {
             tracing::warn!("{warning}");
         }
+        let network = kata_sandbox::network::enter(&bundle, &config)?;
         let mut record = self.home.read()?;
         record.sandbox = Mark::of(std::process::id()).ok();
         Ok(Sandbox::new(Surroundings {
             home: self.home.clone(),
             record,
             vmm: (self.driver)(&config),
+            network,
             config: Arc::new(config),
             outside: self.outside.clone(),
             events: self.events.clone(),
-            own_network: self.own_network,
             faults: Faults::none(),
         }))
     }

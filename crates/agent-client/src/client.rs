@@ -102,6 +102,14 @@ impl Agent {
         ask!(self.setup(request))
     }
 
+    /// Makes the guest's network what it is told.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn update_network(&self, network: proto::Network) -> Result<(), AgentError> {
+        ask!(self.update_network(network)).map(drop)
+    }
+
     /// Builds a container, up to the point where its init only has to be executed; answers its pid in the guest.
     ///
     /// # Errors

@@ -5,6 +5,7 @@
 mod check;
 mod default;
 mod load;
+mod network;
 mod role;
 
 /// The types of the OCI runtime specification.
@@ -13,4 +14,5 @@ pub use oci_spec::runtime as oci;
 pub use check::{Problem, check_process};
 pub use default::default_spec;
 pub use load::{Bundle, BundleError, CONFIG_FILE, load_process, parse_process};
+pub use network::NetworkNamespace;
 pub use role::Role;

@@ -1,7 +1,7 @@
 //! The keys that have an effect: one row each, how it is read and how it is shown.
 
 use crate::annotation;
-use crate::settings::{Config, CpuCount, SharedFs, VirtioFsCache};
+use crate::settings::{Config, CpuCount, Internetworking, SharedFs, VirtioFsCache};
 use crate::value::{Allowed, Shown, Value};
 
 /// A key that has an effect.
@@ -109,6 +109,8 @@ pub(crate) const KEYS: &[Key] = &[
     key!(QEMU, "entropy_source", qemu.entropy_source, Value::path),
     key!(QEMU, "valid_entropy_sources", qemu.valid_entropy_sources, read_patterns),
     key!(QEMU, "seccompsandbox", qemu.seccompsandbox, Value::text),
+    key!(QEMU, "disable_vhost_net", qemu.disable_vhost_net, Value::boolean),
+    key!(QEMU, "network_queues", qemu.network_queues, read_network_queues),
     key!(QEMU, "enable_debug", qemu.enable_debug, Value::boolean),
     key!(QEMU, "use_vsock", qemu.use_vsock, |value| value.boolean().map(Some)),
     key!(AGENT, "enable_debug", agent.enable_debug, Value::boolean),
@@ -150,6 +152,14 @@ pub(crate) const KEYS: &[Key] = &[
         runtime.enable_vcpus_pinning,
         Value::boolean
     ),
+    key!(
+        RUNTIME,
+        "internetworking_model",
+        runtime.internetworking_model,
+        read_internetworking,
+        |model: &Internetworking| { Some(Value::from(model.as_str())) }
+    ),
+    key!(RUNTIME, "disable_new_netns", runtime.disable_new_netns, Value::boolean),
     key!(RUNTIME, "experimental", runtime.experimental, Value::texts),
     key!(
         RUNTIME,
@@ -259,6 +269,20 @@ fn read_max_vcpus(value: &Value) -> Result<CpuCount, Allowed> {
 fn read_shared_fs(value: &Value) -> Result<Option<SharedFs>, Allowed> {
     let kinds = [SharedFs::VirtioFs, SharedFs::Virtio9p, SharedFs::None];
     value.choice(&kinds.map(|kind| (kind.as_str(), kind))).map(Some)
+}
+
+fn read_internetworking(value: &Value) -> Result<Internetworking, Allowed> {
+    let models = [
+        Internetworking::Tcfilter,
+        Internetworking::Macvtap,
+        Internetworking::None,
+    ];
+    value.choice(&models.map(|model| (model.as_str(), model)))
+}
+
+/// As many as the kernel gives a tap.
+fn read_network_queues(value: &Value) -> Result<Option<u32>, Allowed> {
+    value.number("queues", 1, 256).map(Some)
 }
 
 fn read_cache(value: &Value) -> Result<VirtioFsCache, Allowed> {

@@ -73,6 +73,10 @@ pub struct Qemu {
     pub valid_entropy_sources: Vec<String>,
     /// The VMM's system call filter, in QEMU's words (`-sandbox`); empty for none.
     pub seccompsandbox: String,
+    /// Let the VMM move packets itself, even where the host's kernel could (vhost-net).
+    pub disable_vhost_net: bool,
+    /// Pairs of queues of a network interface; `None` is one for each CPU.
+    pub network_queues: Option<u32>,
     /// Verbose guest kernel and VMM.
     pub enable_debug: bool,
     /// Reach the agent over vsock instead of a serial port; `None` is the serial port, which works everywhere.
@@ -106,6 +110,10 @@ pub struct Runtime {
     pub static_sandbox_default_workload_vcpus: u32,
     /// Each CPU of the guest gets one of the host for itself, where the container's cpuset has as many.
     pub enable_vcpus_pinning: bool,
+    /// How the pod's links reach the machine.
+    pub internetworking_model: Internetworking,
+    /// With [`Internetworking::None`]: the sandbox stays in the network namespace that it is started in.
+    pub disable_new_netns: bool,
     /// Names of experimental features.
     pub experimental: Vec<String>,
     /// How long the creation of a container may take, boot included.
@@ -129,6 +137,17 @@ pub enum SharedFs {
     /// The VMM itself.
     Virtio9p,
     /// Not at all.
+    None,
+}
+
+/// How the links of a pod's network namespace reach its machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Internetworking {
+    /// Each is joined to a tap by traffic control.
+    Tcfilter,
+    /// Each gets a macvtap on top.
+    Macvtap,
+    /// Not at all: the guest has its loopback only.
     None,
 }
 
@@ -249,6 +268,8 @@ impl Default for Qemu {
             entropy_source: "/dev/urandom".into(),
             valid_entropy_sources: ["/dev/urandom", "/dev/random"].map(str::to_owned).into(),
             seccompsandbox: String::new(),
+            disable_vhost_net: false,
+            network_queues: None,
             enable_debug: false,
             use_vsock: None,
         }
@@ -274,6 +295,8 @@ impl Default for Runtime {
             static_sandbox_default_workload_mem: 2048,
             static_sandbox_default_workload_vcpus: 1,
             enable_vcpus_pinning: false,
+            internetworking_model: Internetworking::Tcfilter,
+            disable_new_netns: false,
             experimental: Vec::new(),
             create_container_timeout: Duration::from_secs(60),
         }
@@ -286,6 +309,17 @@ impl SharedFs {
         match self {
             Self::VirtioFs => "virtio-fs",
             Self::Virtio9p => "virtio-9p",
+            Self::None => "none",
+        }
+    }
+}
+
+impl Internetworking {
+    /// As written in the file.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcfilter => "tcfilter",
+            Self::Macvtap => "macvtap",
             Self::None => "none",
         }
     }

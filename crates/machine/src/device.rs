@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use kata_netlink::Mac;
 use serde::{Deserialize, Serialize};
 
 /// A device, described for any VMM.
@@ -28,5 +29,32 @@ pub enum Device {
     Rng {
         /// `/dev/urandom` or the like.
         source: PathBuf,
+    },
+    /// A network interface.
+    Nic {
+        /// Where its packets go.
+        wire: Wire,
+        /// The address that the guest finds it with.
+        mac: Mac,
+        /// Pairs of queues, 1 or more.
+        queues: u32,
+        /// The host's kernel moves the packets.
+        vhost: bool,
+    },
+}
+
+/// The host's end of a network interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wire {
+    /// A tap in the VMM's network namespace; it is there, made for several queues if the interface has several.
+    Tap {
+        /// Its name.
+        name: String,
+    },
+    /// A macvtap.
+    Macvtap {
+        /// Its device node.
+        node: PathBuf,
     },
 }

@@ -7,6 +7,6 @@ mod device;
 mod port;
 mod spec;
 
-pub use device::Device;
+pub use device::{Device, Wire};
 pub use port::{Exit, ExitWatch, Machine, MachineError, Transport, Vmm};
 pub use spec::{Accelerator, Boot, Channel, Growth, MachineSpec, MemoryBacking, MemoryGrowth};

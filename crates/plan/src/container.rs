@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use kata_bundle::oci::{LinuxNamespaceType, Process, Spec};
+use kata_bundle::oci::Process;
 use kata_bundle::{Bundle, Role, check_process};
 use kata_config::Config;
 use kata_wire::names::ROOTFS_DIR;
@@ -70,8 +70,7 @@ pub fn container(id: &str, bundle: &Bundle, config: &Config, facts: &Facts) -> R
         Some(wanted) if !config.runtime.disable_guest_seccomp => seccomp::compile(wanted)?,
         _ => seccomp::Filter::default(),
     };
-    let mut notes = guest_spec::notes(bundle.role(), spec);
-    notes.extend(network_note(spec));
+    let notes = guest_spec::notes(bundle.role(), spec);
     let guest_spec = guest_spec::rewrite(id, bundle.role(), spec, &fates)?;
     let read_only = spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
     let (mut volumes, mut sockets) = (Vec::new(), Vec::new());
@@ -110,22 +109,6 @@ pub fn exec_process(id: &str, process: &Process) -> Result<Vec<u8>, PlanError> {
     check_id(id)?;
     check_process(process)?;
     Ok(guest_spec::process_to_json(&guest_spec::rewrite_process(process))?)
-}
-
-fn network_note(spec: &Spec) -> Option<String> {
-    let namespaces = spec.linux().as_ref()?.namespaces().iter().flatten();
-    let own = namespaces
-        .into_iter()
-        .find(|namespace| namespace.typ() == LinuxNamespaceType::Network);
-    match own {
-        None => Some("network: the host's is asked for; the container gets the guest's loopback only".into()),
-        Some(namespace) => namespace.path().as_ref().map(|path| {
-            format!(
-                "network: {} is not carried into the guest yet; the container gets the guest's loopback only",
-                path.display()
-            )
-        }),
-    }
 }
 
 fn as_json<S: Serializer>(json: &[u8], serializer: S) -> Result<S::Ok, S::Error> {

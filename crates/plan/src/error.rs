@@ -98,6 +98,22 @@ pub enum PlanError {
     /// vsock is configured, but the host has none.
     #[error("use_vsock is true, but the host offers no vhost-vsock (module vhost_vsock, device /dev/vhost-vsock)")]
     NoVsock,
+    /// The network of the engine's own namespace.
+    #[error(
+        "the host's network is asked for{}, and a virtual machine cannot share it: it has interfaces of its own; \
+         give the container a network namespace (no hostNetwork, no --network=host)",
+        path.as_ref().map(|path| format!(" ({})", path.display())).unwrap_or_default()
+    )]
+    HostNetwork {
+        /// The namespace, if it was named.
+        path: Option<PathBuf>,
+    },
+    /// Two keys of the configuration that do not go together.
+    #[error("disable_new_netns is true, which needs internetworking_model = \"none\", not {model:?}")]
+    NewNetns {
+        /// As configured.
+        model: &'static str,
+    },
     /// A socket's path is longer than the kernel takes.
     #[error("the socket path {} is longer than {most} bytes", path.display())]
     SocketPath {

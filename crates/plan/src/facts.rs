@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use kata_bundle::oci::Spec;
 use kata_machine::Accelerator;
+use kata_netlink::Network;
 use serde::Serialize;
 
 use crate::volume;
@@ -32,6 +33,10 @@ pub struct Facts {
     pub vhost_vsock: bool,
     /// A vsock context id that is free, if one was sought.
     pub vsock_cid: Option<u32>,
+    /// vhost-net can be used.
+    pub vhost_net: bool,
+    /// What the pod has of its network namespace now; `None` if the machine gets no network.
+    pub network: Option<Network>,
     /// The sandbox's own directory, for sockets.
     pub run_dir: PathBuf,
     /// The directory of the host that becomes the guest's share.

@@ -8,6 +8,7 @@ mod demand;
 mod error;
 mod facts;
 mod guest_spec;
+mod network;
 mod pod;
 mod print;
 mod seccomp;
@@ -19,6 +20,7 @@ pub use container::{ContainerPlan, GuestContainer, RootfsPlan, container, exec_p
 pub use demand::Demand;
 pub use error::PlanError;
 pub use facts::{Facts, SourceKind, bind_sources, shm_source};
+pub use network::{NamespacePlan, NetworkPlan, NicPlan, namespace};
 pub use pod::{PodPlan, pod};
 pub use print::Printout;
 pub use share::{GuestMount, SharePlan};

@@ -8,6 +8,7 @@ use kata_machine::{Accelerator, Boot, Channel, Device, Growth, MachineSpec, Memo
 use kata_wire::names::{CHANNEL_PORT, CHANNEL_VSOCK_PORT, LOG_PARAMETER};
 use serde::Serialize;
 
+use crate::network::{self, NetworkPlan};
 use crate::share::{self, SharePlan};
 use crate::sizing::{self, Sizing};
 use crate::{Facts, PlanError};
@@ -29,6 +30,8 @@ pub struct PodPlan {
     pub sizing: Sizing,
     /// The share.
     pub share: SharePlan,
+    /// The network.
+    pub network: NetworkPlan,
     /// Of the guest itself; may be empty.
     pub hostname: String,
     /// What was chosen and why, for people: the first lines of the sandbox's log.
@@ -51,7 +54,8 @@ pub fn pod(id: &str, bundle: &Bundle, config: &Config, facts: &Facts) -> Result<
     let size = sizing.boot();
     let (share, share_note) = share::decide(config, facts)?;
     let (channel, channel_note) = channel(config, facts)?;
-    let notes = vec![
+    let (network, network_notes) = network::decide(config, facts, size.vcpus);
+    let mut notes = vec![
         format!("accelerator: {} ({})", facts.accelerator, facts.accelerator_reason),
         format!(
             "guest: kernel {}, initrd {}",
@@ -62,6 +66,14 @@ pub fn pod(id: &str, bundle: &Bundle, config: &Config, facts: &Facts) -> Result<
         share_note,
         channel_note,
     ];
+    notes.extend(network_notes);
+    let mut devices = vec![
+        share.device(config),
+        Device::Rng {
+            source: config.qemu.entropy_source.clone(),
+        },
+    ];
+    devices.extend(network.devices(config, facts));
     let machine = MachineSpec {
         id: id.into(),
         vmm: facts.vmm.clone(),
@@ -79,12 +91,7 @@ pub fn pod(id: &str, bundle: &Bundle, config: &Config, facts: &Facts) -> Result<
             parameters: parameters(config),
         },
         channel,
-        devices: vec![
-            share.device(config),
-            Device::Rng {
-                source: config.qemu.entropy_source.clone(),
-            },
-        ],
+        devices,
         run_dir: facts.run_dir.clone(),
         seccomp_sandbox: config.qemu.seccompsandbox.clone(),
         debug: config.qemu.enable_debug,
@@ -94,6 +101,7 @@ pub fn pod(id: &str, bundle: &Bundle, config: &Config, facts: &Facts) -> Result<
         machine,
         sizing,
         share,
+        network,
         hostname: bundle.spec().hostname().clone().unwrap_or_default(),
         notes,
     })

@@ -239,18 +239,6 @@ fn user_namespaces_of_others_and_idmapped_mounts_are_refused() {
 }
 
 #[test]
-fn the_network_is_explained_when_it_is_not_what_was_asked_for() {
-    let network = |namespaces: Value| {
-        let mut spec = support::small_spec();
-        spec["linux"]["namespaces"] = namespaces;
-        plan(&spec).notes
-    };
-    assert!(network(json!([{"type": "network"}])).is_empty());
-    assert!(network(json!([]))[0].contains("the host's is asked for"));
-    assert!(network(json!([{"type": "network", "path": "/run/netns/x"}]))[0].contains("/run/netns/x"));
-}
-
-#[test]
 fn processes_lose_what_means_nothing_in_the_guest() {
     let process = json!({
         "user": {"uid": 1, "gid": 2},

@@ -161,6 +161,11 @@ impl Board {
     pub(crate) fn virtio(&self, device: &str, options: &str) -> String {
         format!("{device}-{},{options}", if self.pcie { "pci" } else { "device" })
     }
+
+    /// Whether [`Self::virtio`] makes PCI devices.
+    pub(crate) fn has_pci(&self) -> bool {
+        self.pcie
+    }
 }
 
 fn key_of(word: &str) -> &str {

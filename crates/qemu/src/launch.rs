@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
@@ -13,7 +13,7 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 use kata_machine::{Exit, ExitWatch, MachineError};
-use kata_sys::process::{PidFd, die_with_parent};
+use kata_sys::process::{PidFd, die_with_parent, give_fds};
 use nix::sys::signal::Signal;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::UnixStream;
@@ -21,6 +21,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 
 use crate::control::LastWords;
+use crate::render::Node;
 use crate::tail::Tail;
 
 /// How much of the guest's console is kept, bytes.
@@ -58,11 +59,11 @@ pub(crate) struct Process {
     exit: ExitWatch,
 }
 
-/// Starts `line` in a process group of its own; it dies with the calling thread.
+/// Starts `line` in a process group of its own, with `nodes` open; it dies with the calling thread.
 ///
 /// # Errors
 /// [`MachineError::Start`], [`MachineError::Host`]
-pub(crate) fn launch(line: &[String], console_log: Option<File>) -> Result<Launched, MachineError> {
+pub(crate) fn launch(line: &[String], nodes: &[Node], console_log: Option<File>) -> Result<Launched, MachineError> {
     let [program, arguments @ ..] = line else {
         return Err(MachineError::Unsupported("an empty command line".into()));
     };
@@ -77,10 +78,18 @@ pub(crate) fn launch(line: &[String], console_log: Option<File>) -> Result<Launc
         .stderr(Stdio::piped())
         .process_group(0);
     die_with_parent(&mut command);
+    let opened = open_nodes(nodes)?;
+    give_fds(
+        &mut command,
+        opened
+            .iter()
+            .map(|(file, number)| (file.as_raw_fd(), *number))
+            .collect(),
+    );
     let mut command = Command::from(command);
     let spawned = command.kill_on_drop(true).spawn();
     // The command still holds their ends; while it does, the console would not end with QEMU.
-    drop(command);
+    drop((command, opened));
     let start_error = |source| MachineError::Start {
         vmm: program.into(),
         source,
@@ -222,6 +231,18 @@ fn socket_pair(what: &str) -> Result<(UnixStream, OwnedFd), MachineError> {
         what: format!("cannot make {what} for QEMU"),
         source,
     })
+}
+
+fn open_nodes(nodes: &[Node]) -> Result<Vec<(File, RawFd)>, MachineError> {
+    let open = |node: &Node| {
+        let file = File::options().read(true).write(true).open(&node.path);
+        let file = file.map_err(|source| MachineError::Host {
+            what: format!("cannot open {} for QEMU", node.path.display()),
+            source,
+        })?;
+        Ok((file, node.number))
+    };
+    nodes.iter().map(open).collect()
 }
 
 /// Opens the log of the guest's console.

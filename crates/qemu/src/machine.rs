@@ -67,7 +67,7 @@ pub(crate) async fn boot(spec: &MachineSpec, greeting_limit: Duration) -> Result
         control,
         console,
         last_words,
-    } = launch::launch(&line, console_log)?;
+    } = launch::launch(&line, &render::nodes(spec), console_log)?;
     let greeted = tokio::select! {
         greeted = Control::open(control, last_words, greeting_limit) => greeted,
         _ = process.ended() => Err(ControlError::Closed),

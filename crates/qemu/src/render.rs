@@ -6,9 +6,11 @@
 //! The process gets its control socket as standard input and the guest's console as standard output. So there is no path
 //! to wait for or to leave behind, and nobody else can reach the control socket.
 
-use std::path::Path;
+use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
 
-use kata_machine::{Accelerator, Channel, Device, MachineError, MachineSpec, MemoryBacking, MemoryGrowth};
+use kata_machine::{Accelerator, Channel, Device, MachineError, MachineSpec, MemoryBacking, MemoryGrowth, Wire};
+use kata_netlink::Mac;
 
 use crate::board::Board;
 
@@ -46,8 +48,9 @@ pub(crate) fn command_line(spec: &MachineSpec, tsc_khz: Option<u32>) -> Result<V
     virtio_memory(&mut line, spec, &board);
     control(&mut line);
     channel(&mut line, spec, &board)?;
+    let mut nodes = nodes(spec).into_iter();
     for (index, device) in spec.devices.iter().enumerate() {
-        add_device(&mut line, spec, &board, index, device)?;
+        add_device(&mut line, spec, &board, index, device, &mut nodes)?;
     }
     Ok(line.0)
 }
@@ -228,6 +231,7 @@ fn add_device(
     board: &Board,
     index: usize,
     device: &Device,
+    nodes: &mut impl Iterator<Item = Node>,
 ) -> Result<(), MachineError> {
     match device {
         Device::VirtioFs {
@@ -259,8 +263,87 @@ fn add_device(
             );
             line.add("-device", board.virtio("virtio-rng", &format!("rng=rng{index}")));
         }
+        Device::Nic {
+            wire,
+            mac,
+            queues,
+            vhost,
+        } => {
+            let queues = (*queues).max(1);
+            line.add("-netdev", netdev(index, wire, queues, *vhost, nodes));
+            line.add("-device", board.virtio("virtio-net", &nic(board, index, *mac, queues)));
+        }
     }
     Ok(())
+}
+
+/// The host's end of a network interface. QEMU opens taps by their name; macvtaps it gets open.
+fn netdev(index: usize, wire: &Wire, queues: u32, vhost: bool, nodes: &mut impl Iterator<Item = Node>) -> String {
+    let vhost = if vhost { "on" } else { "off" };
+    let end = match wire {
+        Wire::Tap { name } => {
+            let name = escape(name);
+            let several = if queues > 1 {
+                format!(",queues={queues}")
+            } else {
+                String::new()
+            };
+            format!("ifname={name},script=no,downscript=no{several}")
+        }
+        Wire::Macvtap { .. } => {
+            let take = usize::try_from(queues).unwrap_or(usize::MAX);
+            let numbers: Vec<String> = nodes.by_ref().take(take).map(|node| node.number.to_string()).collect();
+            let option = if queues > 1 { "fds" } else { "fd" };
+            format!("{option}={}", numbers.join(":"))
+        }
+    };
+    format!("tap,id=net{index},{end},vhost={vhost}")
+}
+
+/// The guest's end: it boots from nothing, so it needs no firmware of its own.
+fn nic(board: &Board, index: usize, mac: Mac, queues: u32) -> String {
+    let mut options = format!("netdev=net{index},mac={mac}");
+    if board.has_pci() {
+        options.push_str(",romfile=");
+    }
+    if queues > 1 {
+        options.push_str(",mq=on");
+        if board.has_pci() {
+            // One for each queue of a pair, one for the control queue, one for changes of the configuration.
+            options.push_str(&format!(",vectors={}", 2 * queues + 2));
+        }
+    }
+    options
+}
+
+/// A file that QEMU finds open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Node {
+    pub path: PathBuf,
+    /// As QEMU sees it.
+    pub number: RawFd,
+}
+
+/// The number of the first of [`nodes`]; below are stdio and what a C library may want early.
+const FIRST_NODE: RawFd = 10;
+
+/// The files that QEMU must find open, in the order in which the command line names them: a macvtap once for each queue.
+pub(crate) fn nodes(spec: &MachineSpec) -> Vec<Node> {
+    let paths = spec.devices.iter().flat_map(|device| match device {
+        Device::Nic {
+            wire: Wire::Macvtap { node },
+            queues,
+            ..
+        } => vec![node; usize::try_from((*queues).max(1)).unwrap_or(1)],
+        _ => Vec::new(),
+    });
+    let numbered = paths.zip(FIRST_NODE..);
+    numbered
+        .map(|(path, number)| Node {
+            path: path.clone(),
+            number,
+        })
+        .collect()
 }
 
 struct Line(Vec<String>);

@@ -13,9 +13,9 @@ use kata_wire::proto;
 use tokio::sync::oneshot;
 
 use crate::error::SandboxError;
-use crate::localhost;
 use crate::sandbox::{Sandbox, now_unix_nanos};
 use crate::step::Steps;
+use crate::{localhost, network};
 
 /// How long a machine gets to end by itself when it is told to.
 const HALT_GRACE: Duration = Duration::ZERO;
@@ -32,12 +32,13 @@ impl Sandbox {
         let began = Instant::now();
         self.make_share(steps)?;
         let started = self.start_file_server(plan, steps).await?;
+        self.make_network(&plan.network, steps).await?;
         let machine = self.start_machine(plan, steps).await?;
         self.watch(&machine, started);
         let vmm_ready = Instant::now();
         self.note("start the file server and the VMM", began).await;
         let guest = self.reach_agent(plan, machine, vmm_ready, steps).await?;
-        if self.own_network {
+        if self.network.is_some() {
             serve_localhost(&guest, steps)?;
         }
         let kept = guest.clone();
@@ -241,6 +242,7 @@ fn set_up_request(plan: &PodPlan) -> proto::SetupRequest {
         entropy: random::bytes(64),
         shares: share.into_iter().collect(),
         hostname: plan.hostname.clone(),
+        network: Some(network::for_guest(&plan.network.nics)).into(),
         ..Default::default()
     }
 }

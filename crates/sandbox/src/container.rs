@@ -79,7 +79,9 @@ impl Sandbox {
         let steps = self
             .ask(|state| {
                 state.guest = None;
+                state.network = None;
                 state.record.helpers.clear();
+                state.record.network = None;
                 state.steps.take()
             })
             .await;
@@ -102,6 +104,10 @@ impl Sandbox {
         }
         self.note("survey the host and plan", began).await;
         let guest = if self.is_first(&container.id) {
+            let facts = Facts {
+                network: self.look_at_network()?,
+                ..facts
+            };
             self.boot_for(&bundle, &facts, own.faults()).await?
         } else {
             self.guest().await?

@@ -6,6 +6,9 @@ use kata_agent_client::{AgentError, ConnectError};
 use kata_bundle::BundleError;
 use kata_config::ConfigError;
 use kata_machine::MachineError;
+use kata_net::tap::TapError;
+use kata_net::tc::JoinError;
+use kata_netlink::NetlinkError;
 use kata_plan::PlanError;
 use kata_storage::bind::BindError;
 use kata_storage::mount::MountError;
@@ -64,6 +67,21 @@ pub enum SandboxError {
     NoMachine {
         /// Sandbox id.
         id: String,
+    },
+    /// The pod's network namespace cannot be read or changed.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// An interface of the machine has no end on the host.
+    #[error(transparent)]
+    Tap(#[from] TapError),
+    /// A link of the pod is not joined to one of the machine.
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    /// More links than the machine was booted for.
+    #[error("the link {name} has appeared after the machine was booted, which has no interface left for it")]
+    NoSpareInterface {
+        /// Its name.
+        name: String,
     },
     /// A bind mount failed.
     #[error(transparent)]

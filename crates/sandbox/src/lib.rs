@@ -9,6 +9,7 @@ pub mod container;
 pub mod error;
 pub mod lifecycle;
 mod localhost;
+pub mod network;
 pub mod outside;
 mod process;
 pub mod record;

@@ -43,7 +43,7 @@ impl Sandbox {
         let wanted = process.clone();
         self.ask(move |state| state.pod.start(&wanted)).await??;
         let started = match self.guest().await {
-            Ok(guest) if process.exec.is_empty() => guest.start_container(&process.container).await.map_err(Into::into),
+            Ok(guest) if process.exec.is_empty() => self.start_container(&guest, &process.container).await,
             Ok(guest) => self.start_exec(guest, process).await,
             Err(error) => Err(error),
         };
@@ -74,6 +74,11 @@ impl Sandbox {
         })
         .await?;
         started
+    }
+
+    async fn start_container(&self, guest: &Agent, container: &str) -> Result<(), SandboxError> {
+        self.refresh_network(guest).await?;
+        Ok(guest.start_container(container).await?)
     }
 
     async fn start_exec(&self, guest: Agent, process: &Process) -> Result<(), SandboxError> {

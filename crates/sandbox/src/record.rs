@@ -13,6 +13,8 @@ use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::network::NetworkRecord;
+
 /// Below it, every sandbox of the host has its directory.
 pub const RUN_ROOT: &str = "/run/kata";
 
@@ -291,6 +293,9 @@ pub struct Record {
     pub sandbox: Option<Mark>,
     /// The VMM and the file server, once they run.
     pub helpers: Vec<Mark>,
+    /// What was made in the pod's network namespace, if that outlives the processes.
+    #[serde(default)]
+    pub network: Option<NetworkRecord>,
 }
 
 impl Record {
@@ -308,6 +313,7 @@ impl Record {
             pod: None,
             sandbox: None,
             helpers: Vec::new(),
+            network: None,
         }
     }
 

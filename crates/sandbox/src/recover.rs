@@ -1,13 +1,16 @@
 //! Cleans up after a sandbox whose process is gone, or has to go.
 //!
 //! The mounts of a sandbox live in its process's own mount namespace and its children die with it, so little is left to
-//! do: make sure of the processes by the record, and remove the directory. Works from the record alone.
+//! do: make sure of the processes by the record, take back what is in the pod's network namespace, and remove the
+//! directory. Works from the record alone.
 
 use std::io;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
+use crate::error::SandboxError;
+use crate::network;
 use crate::record::{Home, Mark};
 
 /// Why a sandbox could not be cleaned up.
@@ -27,6 +30,13 @@ pub enum RecoverError {
         /// What the system said.
         #[source]
         source: io::Error,
+    },
+    /// Something was left in the pod's network namespace.
+    #[error("cannot clean up the pod's network namespace")]
+    Network {
+        /// What.
+        #[source]
+        source: Box<SandboxError>,
     },
     /// The directory could not be removed.
     #[error("cannot remove {}", path.display())]
@@ -54,6 +64,11 @@ pub fn clean(home: &Home) -> Result<(), RecoverError> {
             // The sandbox process first: it would only wonder where its children went.
             for mark in record.sandbox.iter().chain(&record.helpers) {
                 end(*mark)?;
+            }
+            if let Some(network) = &record.network {
+                network::take_back(network).map_err(|source| RecoverError::Network {
+                    source: Box::new(source),
+                })?;
             }
         }
         Err(error) if error.is_absent() => {}

@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, watch};
 use crate::actor::Owner;
 use crate::error::SandboxError;
 use crate::lifecycle::{ExitStatus, Phase, Pod, Refusal};
+use crate::network::{PodNamespace, PodNetwork};
 use crate::outside::Outside;
 use crate::record::{Home, Mark, Record};
 use crate::stdio::{Client, Copying, HostStdio, Stdio};
@@ -82,10 +83,10 @@ pub struct Surroundings {
     pub vmm: Arc<dyn Vmm>,
     /// The engine's side of the host.
     pub outside: Outside,
+    /// The pod's network namespace, entered; without one the guest has its loopback only.
+    pub network: Option<PodNamespace>,
     /// Where events go.
     pub events: mpsc::UnboundedSender<Event>,
-    /// The network namespace that this process lives in is the pod's alone.
-    pub own_network: bool,
     /// Steps that tests make fail.
     pub faults: Faults,
 }
@@ -147,6 +148,8 @@ pub(crate) struct State {
     pub pod: Pod,
     /// The agent of the machine, while that runs.
     pub guest: Option<Agent>,
+    /// The machine's network, once it is made.
+    pub network: Option<PodNetwork>,
     /// How the pod's own things (share, file server, machine) are taken back.
     pub steps: Option<Steps>,
     pub containers: BTreeMap<String, ContainerThings>,
@@ -230,8 +233,8 @@ pub struct Sandbox {
     pub(crate) namespace: Arc<str>,
     pub(crate) config: Arc<Config>,
     pub(crate) vmm: Arc<dyn Vmm>,
-    pub(crate) own_network: bool,
     pub(crate) outside: Outside,
+    pub(crate) network: Option<PodNamespace>,
     pub(crate) faults: Faults,
 }
 
@@ -244,8 +247,8 @@ impl Sandbox {
             config,
             vmm,
             outside,
+            network,
             events,
-            own_network,
             faults,
         } = surroundings;
         let id = Arc::from(record.id.as_str());
@@ -255,6 +258,7 @@ impl Sandbox {
             record,
             pod: Pod::default(),
             guest: None,
+            network: None,
             steps: None,
             containers: BTreeMap::new(),
             processes: BTreeMap::new(),
@@ -268,8 +272,8 @@ impl Sandbox {
             namespace,
             config,
             vmm,
-            own_network,
             outside,
+            network,
             faults,
         }
     }

@@ -50,7 +50,8 @@ fn list(paths: &[PathBuf]) -> String {
     names.join(" or ")
 }
 
-/// Gathers the facts for a container of `spec` in the sandbox at `home`.
+/// Gathers the facts for a container of `spec` in the sandbox at `home`; the network is left to whoever knows the pod's
+/// namespace.
 ///
 /// # Errors
 /// [`SurveyError`]
@@ -69,6 +70,8 @@ pub fn facts(config: &Config, home: &Home, spec: &Spec) -> Result<Facts, SurveyE
         virtiofsd: file_server(config)?,
         vhost_vsock: vsock,
         vsock_cid: vsock.then(|| vsock_cid(home)),
+        vhost_net: can_open(Path::new("/dev/vhost-net")),
+        network: None,
         run_dir: home.path().to_owned(),
         share_dir: home.share(),
         source_kinds: kata_plan::bind_sources(spec)
@@ -137,6 +140,10 @@ fn file_server(config: &Config) -> Result<Option<PathBuf>, SurveyError> {
         .virtio_fs_daemon_candidates()
         .into_iter()
         .find(|path| path.exists()))
+}
+
+fn can_open(device: &Path) -> bool {
+    std::fs::File::options().read(true).write(true).open(device).is_ok()
 }
 
 fn memory_mib() -> u64 {

@@ -13,7 +13,9 @@ use kata_sandbox::outside::Outside;
 use kata_sandbox::record::{Home, Record};
 use kata_sandbox::stdio::{Output, Stdio};
 use kata_sandbox::step::Faults;
-use kata_sandbox::{Event, MACHINE_LOST, NewContainer, Process, Sandbox, SandboxError, Surroundings, describe};
+use kata_sandbox::{
+    Event, MACHINE_LOST, NewContainer, Process, Sandbox, SandboxError, Surroundings, describe, network,
+};
 use kata_storage::namespace;
 use kata_testkit::agent::ECHO_PORT;
 use kata_testkit::machine::FakeVmm;
@@ -55,6 +57,7 @@ impl Lab {
         mounts.extend([volume, socket]);
         std::fs::write(bundle.join("config.json"), spec.to_string()).expect("write");
 
+        let loaded = kata_bundle::Bundle::load(&bundle).expect("bundle");
         let home = Home::at(dir.path().join("home"));
         std::fs::create_dir(home.path()).expect("mkdir");
         let record = Record::new("c".into(), "test".into(), bundle);
@@ -64,6 +67,7 @@ impl Lab {
         config.qemu.initrd = Some(dir.path().join("initrd.img"));
         config.qemu.shared_fs = Some(SharedFs::Virtio9p);
         config.agent.dial_timeout = Duration::from_millis(500);
+        let network = network::enter(&loaded, &config).expect("a network namespace");
         let (sender, events) = mpsc::unbounded_channel();
         let sandbox = Sandbox::new(Surroundings {
             home,
@@ -71,8 +75,8 @@ impl Lab {
             config: Arc::new(config),
             vmm: Arc::new(vmm.clone()),
             outside: Outside::here().expect("namespaces"),
+            network,
             events: sender,
-            own_network: true,
             faults: faults.clone(),
         });
         Self {
@@ -156,8 +160,6 @@ fn run<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send) {
     std::thread::scope(|scope| {
         let ran = scope.spawn(|| {
             namespace::enter().expect("these tests need root");
-            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).expect("a network of its own");
-            kata_sys::loopback::up().expect("loopback");
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()

@@ -3,6 +3,7 @@
 
 mod container;
 mod ids;
+mod network;
 mod numbers;
 mod process;
 mod refusal;
@@ -50,6 +51,11 @@ async fn finish<T: Send + 'static>(
 impl Agent for Service {
     async fn setup(&self, _: &TtrpcContext, request: proto::SetupRequest) -> ttrpc::Result<proto::SetupResponse> {
         Ok(setup::setup(&self.pod, &request)?)
+    }
+
+    async fn update_network(&self, _: &TtrpcContext, request: proto::Network) -> ttrpc::Result<Empty> {
+        network::make(&self.pod, &request)?;
+        Ok(Empty::new())
     }
 
     async fn create_container(

@@ -1,4 +1,4 @@
-//! What the guest needs before its pod: the time, randomness, the host's shared file systems, a name.
+//! What the guest needs before its pod: the time, randomness, the host's shared file systems, a name, a network.
 
 use std::fs::DirBuilder;
 use std::path::Path;
@@ -28,6 +28,9 @@ pub fn setup(pod: &Pod, request: &SetupRequest) -> Result<SetupResponse, Refusal
     }
     for share in &request.shares {
         mount_share(pod, share)?;
+    }
+    if let Some(network) = request.network.as_ref() {
+        super::network::make(pod, network)?;
     }
     tracing::info!(sandbox = %request.sandbox_id, shares = request.shares.len(), "set up");
     let kernel = nix::sys::utsname::uname().map_err(|errno| failed("ask for the kernel's name", &errno))?;

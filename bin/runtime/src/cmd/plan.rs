@@ -7,9 +7,9 @@ use anyhow::Context;
 use kata_bundle::Bundle;
 use kata_config::Config;
 use kata_machine::Vmm;
-use kata_plan::Printout;
+use kata_plan::{Facts, Printout};
 use kata_sandbox::record::Home;
-use kata_sandbox::survey;
+use kata_sandbox::{network, survey};
 
 use crate::cli::Globals;
 use crate::report;
@@ -42,7 +42,10 @@ pub fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         report::say(&format!("warning: {warning}"));
     }
     let home = Home::of(&crate::container::client::place_of(globals, &args.id)?);
-    let facts = survey::facts(&config, &home, bundle.spec())?;
+    let facts = Facts {
+        network: network::preview(&bundle, &config)?,
+        ..survey::facts(&config, &home, bundle.spec())?
+    };
     let pod = kata_plan::pod(&args.id, &bundle, &config, &facts)?;
     let container = kata_plan::container(&args.id, &bundle, &config, &facts)?;
     let command_line = kata_qemu::Qemu.command_line(&pod.machine)?;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
+use kata_net::namespace;
 use kata_sandbox::record::{Home, Mark};
 use kata_sys::process::{give_fds, take_fd};
 use kata_sys::terminal;
@@ -128,6 +129,7 @@ pub async fn stand_in(args: Args) -> Result<u8> {
     };
     let home = Home::at(args.home);
     let connection = Connection::open(&home.task_socket(), &args.id).await?;
+    enter_network(&home).context("cannot enter the pod's network namespace")?;
     enter(&args.rootfs).with_context(|| format!("cannot enter {}", args.rootfs.display()))?;
     let relay = Relay {
         connection: connection.clone(),
@@ -141,6 +143,12 @@ pub async fn stand_in(args: Args) -> Result<u8> {
         let _ = connection.delete(&args.exec).await;
     }
     Ok(code)
+}
+
+/// Engines find the pod's network namespace by this process's pid.
+fn enter_network(home: &Home) -> Result<()> {
+    let sandbox = home.read()?.sandbox.context("the record names no sandbox process")?;
+    Ok(namespace::enter(Path::new(&format!("/proc/{}/ns/net", sandbox.pid)))?)
 }
 
 /// Makes the container's files this process's root, in a mount namespace of its own. Engines that copy files to and from

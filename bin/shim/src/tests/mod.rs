@@ -149,7 +149,6 @@ impl Door {
             outside: Outside::here().expect("namespaces"),
             home: home.clone(),
             config: Some(dir.path().join("configuration.toml")),
-            own_network: false,
             events,
             driver: Box::new(move |_| Arc::new(driver.clone())),
         };

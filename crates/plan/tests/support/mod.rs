@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use kata_bundle::Bundle;
 use kata_machine::Accelerator;
+use kata_netlink::Network;
 use kata_plan::{Facts, SourceKind, bind_sources};
 use serde_json::{Value, json};
 
@@ -22,6 +23,8 @@ pub fn facts() -> Facts {
         virtiofsd: Some("/usr/libexec/virtiofsd".into()),
         vhost_vsock: false,
         vsock_cid: None,
+        vhost_net: false,
+        network: Some(Network::default()),
         run_dir: "/run/kata/1f".into(),
         share_dir: "/run/kata/1f/share".into(),
         source_kinds: BTreeMap::new(),

@@ -218,6 +218,96 @@ fn decode(list: &str) -> Vec<String> {
     values
 }
 
+#[test]
+fn network_interfaces_on_every_bus() {
+    let tap = || Wire::Tap {
+        name: "tap0_kata".into(),
+    };
+    let macvtap = || Wire::Macvtap {
+        node: "/run/p,1".into(),
+    };
+    let by_name = "tap,id=net0,ifname=tap0_kata,script=no,downscript=no";
+    for (machine_type, wire, queues, vhost, netdev, device) in [
+        (
+            "q35",
+            tap(),
+            1,
+            false,
+            format!("{by_name},vhost=off"),
+            "virtio-net-pci,netdev=net0,mac=02:00:00:00:00:01,romfile=",
+        ),
+        (
+            "q35",
+            tap(),
+            2,
+            true,
+            format!("{by_name},queues=2,vhost=on"),
+            "virtio-net-pci,netdev=net0,mac=02:00:00:00:00:01,romfile=,mq=on,vectors=6",
+        ),
+        (
+            "microvm,pcie=off",
+            tap(),
+            2,
+            false,
+            format!("{by_name},queues=2,vhost=off"),
+            "virtio-net-device,netdev=net0,mac=02:00:00:00:00:01,mq=on",
+        ),
+        (
+            "microvm",
+            macvtap(),
+            1,
+            false,
+            "tap,id=net0,fd=10,vhost=off".into(),
+            "virtio-net-pci,netdev=net0,mac=02:00:00:00:00:01,romfile=",
+        ),
+        (
+            "q35",
+            macvtap(),
+            3,
+            false,
+            "tap,id=net0,fds=10:11:12,vhost=off".into(),
+            "virtio-net-pci,netdev=net0,mac=02:00:00:00:00:01,romfile=,mq=on,vectors=8",
+        ),
+    ] {
+        let nic = Device::Nic {
+            wire,
+            mac: Mac([2, 0, 0, 0, 0, 1]),
+            queues,
+            vhost,
+        };
+        let spec = MachineSpec {
+            machine_type: machine_type.into(),
+            devices: vec![nic],
+            ..spec()
+        };
+        let line = command_line(&spec, None).expect("expressible");
+        let netdev_at = line.iter().position(|word| word == "-netdev").expect("a netdev");
+        assert_eq!(line[netdev_at + 1], netdev, "{machine_type}");
+        assert_eq!(line[netdev_at + 3], device, "{machine_type}");
+    }
+}
+
+#[test]
+fn every_queue_of_every_macvtap_has_its_own_number() {
+    let nic = |node: &str, queues| Device::Nic {
+        wire: Wire::Macvtap { node: node.into() },
+        mac: Mac([2, 0, 0, 0, 0, 1]),
+        queues,
+        vhost: false,
+    };
+    let spec = MachineSpec {
+        devices: vec![nic("/a", 2), nic("/b", 1)],
+        ..spec()
+    };
+    let nodes: Vec<(String, i32)> = nodes(&spec)
+        .into_iter()
+        .map(|node| (node.path.display().to_string(), node.number))
+        .collect();
+    assert_eq!(nodes, [("/a".into(), 10), ("/a".into(), 11), ("/b".into(), 12)]);
+    let line = command_line(&spec, None).expect("expressible").join(" ");
+    assert!(line.contains("fds=10:11") && line.contains("fd=12"), "{line}");
+}
+
 /// The value of a key in the list after the option that starts with `prefix`.
 fn value_of(line: &[String], prefix: &str, key: &str) -> Option<String> {
     let list = line.iter().find(|word| word.starts_with(prefix))?;
