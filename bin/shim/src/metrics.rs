@@ -7,7 +7,7 @@ use containerd_shim_protos::cgroups::metrics as v1;
 use containerd_shim_protos::cgroups_v2::metrics as v2;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{Message, MessageField};
-use kata_wire::proto::StatsResponse;
+use kata_wire::proto::{InterfaceStat, StatsResponse};
 
 /// Which messages the host's clients expect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,10 +128,26 @@ fn to_v1(stats: &StatsResponse) -> v1::Metrics {
         cpu: MessageField::some(cpu),
         memory: MessageField::some(memory),
         blkio: MessageField::some(blkio),
+        network: stats.interfaces.iter().map(network).collect(),
         memory_oom_control: MessageField::some(v1::MemoryOomControl {
             oom_kill: stats.memory_oom_kills,
             ..Default::default()
         }),
+        ..Default::default()
+    }
+}
+
+fn network(interface: &InterfaceStat) -> v1::NetworkStat {
+    v1::NetworkStat {
+        name: interface.name.clone(),
+        rx_bytes: interface.rx_bytes,
+        rx_packets: interface.rx_packets,
+        rx_errors: interface.rx_errors,
+        rx_dropped: interface.rx_dropped,
+        tx_bytes: interface.tx_bytes,
+        tx_packets: interface.tx_packets,
+        tx_errors: interface.tx_errors,
+        tx_dropped: interface.tx_dropped,
         ..Default::default()
     }
 }
@@ -216,6 +232,11 @@ mod tests {
             ..Default::default()
         };
         stats.memory_stat.insert("anon".into(), 1024);
+        stats.interfaces.push(InterfaceStat {
+            name: "eth0".into(),
+            rx_bytes: 7,
+            ..Default::default()
+        });
         let one = encode(&stats, Version::V1);
         let metrics = v1::Metrics::parse_from_bytes(&one.value).expect("v1");
         assert_eq!(one.type_url, "io.containerd.cgroups.v1.Metrics");
@@ -224,6 +245,12 @@ mod tests {
             (metrics.memory.usage.usage, metrics.memory.rss, metrics.pids.current),
             (4096, 1024, 3)
         );
+        let network: Vec<(&str, u64)> = metrics
+            .network
+            .iter()
+            .map(|one| (one.name.as_str(), one.rx_bytes))
+            .collect();
+        assert_eq!(network, [("eth0", 7)]);
         let two = encode(&stats, Version::V2);
         let metrics = v2::Metrics::parse_from_bytes(&two.value).expect("v2");
         assert_eq!(

@@ -3,6 +3,7 @@
 //! The namespace belongs to others. So whatever is made in it can be taken back, by this process or by another one after
 //! it was killed, and what was there before stays as it is.
 
+pub mod macvtap;
 pub mod namespace;
 pub mod scan;
 pub mod tap;

@@ -40,6 +40,8 @@ pub struct NetworkPlan {
 /// An interface of a machine.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct NicPlan {
+    /// Name of its end on the host, in the pod's namespace.
+    pub tap: String,
     /// Where its packets go.
     pub wire: Wire,
     /// The address that the guest finds it with. Nobody outside sees it.
@@ -85,10 +87,11 @@ pub(crate) fn decide(config: &Config, facts: &Facts, vcpus: u32) -> (NetworkPlan
     };
     let queues = config.qemu.network_queues.unwrap_or(vcpus);
     let nic = |number: usize, interface: Option<&Interface>| NicPlan {
+        tap: tap_name(number),
         wire: match (model, interface) {
             // A macvtap needs a link to sit upon.
             (Internetworking::Macvtap, Some(_)) => Wire::Macvtap {
-                node: facts.run_dir.join(tap_name(number)),
+                node: facts.run_dir.join(tap_name(number)).join("node"),
             },
             _ => Wire::Tap { name: tap_name(number) },
         },

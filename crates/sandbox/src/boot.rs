@@ -32,7 +32,9 @@ impl Sandbox {
         let began = Instant::now();
         self.make_share(steps)?;
         let started = self.start_file_server(plan, steps).await?;
+        let networked = Instant::now();
         self.make_network(&plan.network, steps).await?;
+        self.note("make the network", networked).await;
         let machine = self.start_machine(plan, steps).await?;
         self.watch(&machine, started);
         let vmm_ready = Instant::now();

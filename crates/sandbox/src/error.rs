@@ -6,6 +6,7 @@ use kata_agent_client::{AgentError, ConnectError};
 use kata_bundle::BundleError;
 use kata_config::ConfigError;
 use kata_machine::MachineError;
+use kata_net::macvtap::MacvtapError;
 use kata_net::tap::TapError;
 use kata_net::tc::JoinError;
 use kata_netlink::NetlinkError;
@@ -74,6 +75,9 @@ pub enum SandboxError {
     /// An interface of the machine has no end on the host.
     #[error(transparent)]
     Tap(#[from] TapError),
+    /// The same, on top of a link.
+    #[error(transparent)]
+    Macvtap(#[from] MacvtapError),
     /// A link of the pod is not joined to one of the machine.
     #[error(transparent)]
     Join(#[from] JoinError),

@@ -11,7 +11,7 @@ use kata_bundle::{Bundle, NetworkNamespace};
 use kata_config::{Config, Internetworking};
 use kata_machine::Wire;
 use kata_net::namespace::{self, Identity};
-use kata_net::{scan, tap, tc};
+use kata_net::{macvtap, scan, tap, tc};
 use kata_netlink::{Interface, Network, Socket};
 use kata_plan::{NamespacePlan, NetworkPlan, NicPlan};
 use kata_wire::proto;
@@ -153,9 +153,17 @@ impl Sandbox {
         .await??;
         let socket = Socket::open()?;
         for nic in &plan.nics {
-            make_tap(&socket, nic, steps)?;
-            if let Some(interface) = &nic.interface {
-                join(&socket, &interface.name, nic, steps)?;
+            match (&nic.wire, &nic.interface) {
+                (Wire::Tap { .. }, None) => make_tap(&socket, nic, steps)?,
+                (Wire::Tap { .. }, Some(interface)) => {
+                    make_tap(&socket, nic, steps)?;
+                    join(&socket, &interface.name, nic, steps)?;
+                }
+                (Wire::Macvtap { node }, Some(interface)) => {
+                    make_macvtap(&socket, nic, &interface.name, node, steps)?;
+                }
+                // A macvtap is never planned without a link.
+                (Wire::Macvtap { .. }, None) => {}
             }
         }
         Ok(())
@@ -177,15 +185,8 @@ impl Sandbox {
     }
 }
 
-fn tap_of(nic: &NicPlan) -> &str {
-    match &nic.wire {
-        Wire::Tap { name } => name,
-        Wire::Macvtap { .. } => "",
-    }
-}
-
 fn make_tap(socket: &Socket, nic: &NicPlan, steps: &mut Steps) -> Result<(), SandboxError> {
-    let name = tap_of(nic).to_owned();
+    let name = nic.tap.clone();
     steps.next("tap")?;
     tap::make(socket, &name, nic.queues, nic.mtu)?;
     steps.done("tap", move || async move {
@@ -195,8 +196,25 @@ fn make_tap(socket: &Socket, nic: &NicPlan, steps: &mut Steps) -> Result<(), San
     Ok(())
 }
 
+fn make_macvtap(
+    socket: &Socket,
+    nic: &NicPlan,
+    link: &str,
+    node: &Path,
+    steps: &mut Steps,
+) -> Result<(), SandboxError> {
+    let (name, node) = (nic.tap.clone(), node.to_owned());
+    steps.next("macvtap")?;
+    macvtap::make(socket, &name, link, &node)?;
+    steps.done("macvtap", move || async move {
+        let socket = Socket::open().map_err(|error| crate::describe(&error))?;
+        macvtap::remove(&socket, &name, &node).map_err(|error| crate::describe(&error))
+    });
+    Ok(())
+}
+
 fn join(socket: &Socket, link: &str, nic: &NicPlan, steps: &mut Steps) -> Result<(), SandboxError> {
-    let (link, tap) = (link.to_owned(), tap_of(nic).to_owned());
+    let (link, tap) = (link.to_owned(), nic.tap.clone());
     steps.next("join links")?;
     tc::join(socket, &link, &tap)?;
     steps.done("join links", move || async move {
@@ -239,11 +257,11 @@ impl State {
             if network.nics.iter().any(|nic| is_for(nic, &interface)) {
                 continue;
             }
-            let spare = network.nics.iter_mut().find(|nic| nic.interface.is_none());
+            let spare = network.nics.iter_mut().find(|nic| is_spare(nic));
             let nic = spare.ok_or_else(|| SandboxError::NoSpareInterface {
                 name: interface.name.clone(),
             })?;
-            tap::resize(socket, tap_of(nic), interface.mtu)?;
+            tap::resize(socket, &nic.tap, interface.mtu)?;
             let name = interface.name.clone();
             nic.interface = Some(interface);
             let nic = nic.clone();
@@ -258,6 +276,18 @@ impl State {
     }
 }
 
+/// The pod's link that a tap is joined to.
+fn joined_to(nic: &NicPlan) -> Option<&str> {
+    let is_tap = matches!(nic.wire, Wire::Tap { .. });
+    let interface = nic.interface.as_ref().filter(|_| is_tap)?;
+    Some(&interface.name)
+}
+
+/// A macvtap has gone with its link.
+fn is_spare(nic: &NicPlan) -> bool {
+    nic.interface.is_none() && matches!(nic.wire, Wire::Tap { .. })
+}
+
 fn is_for(nic: &NicPlan, interface: &Interface) -> bool {
     nic.interface.as_ref().is_some_and(|own| own.name == interface.name)
 }
@@ -265,8 +295,8 @@ fn is_for(nic: &NicPlan, interface: &Interface) -> bool {
 impl PodNetwork {
     fn record(&self) -> Option<NetworkRecord> {
         let links = self.nics.iter().map(|nic| RecordedLink {
-            tap: tap_of(nic).to_owned(),
-            joined: nic.interface.as_ref().map(|interface| interface.name.clone()),
+            tap: nic.tap.clone(),
+            joined: joined_to(nic).map(str::to_owned),
         });
         Some(NetworkRecord {
             namespace: self.namespace.path.clone()?,
@@ -285,12 +315,14 @@ impl PodNetwork {
                 Some(interface) if interface == own => continue,
                 Some(interface) => {
                     if interface.mtu != own.mtu {
-                        tap::resize(socket, tap_of(nic), interface.mtu)?;
+                        tap::resize(socket, &nic.tap, interface.mtu)?;
                     }
                     nic.interface = Some(interface.clone());
                 }
                 None => {
-                    tc::part(socket, &own.name, tap_of(nic))?;
+                    if let Some(link) = joined_to(nic) {
+                        tc::part(socket, link, &nic.tap)?;
+                    }
                     nic.interface = None;
                 }
             }

@@ -30,6 +30,7 @@ struct State {
     input_ended: Arc<Notify>,
     sockets: BTreeMap<(String, u32), Vec<Stream>>,
     socket_waits: Arc<Notify>,
+    network: proto::Network,
 }
 
 /// The port of its loopback on which somebody listens, and sends back whatever comes.
@@ -94,6 +95,11 @@ impl FakeAgent {
                 None => waits.notified().await,
             }
         }
+    }
+
+    /// What the guest's network was last said to be.
+    pub fn network(&self) -> proto::Network {
+        self.state().network.clone()
     }
 
     /// Ids of the containers and execs there are.
@@ -222,11 +228,18 @@ type Done = ttrpc::Result<proto::Empty>;
 impl proto::Agent for FakeAgent {
     async fn setup(&self, _: &TtrpcContext, request: proto::SetupRequest) -> ttrpc::Result<proto::SetupResponse> {
         self.note("setup", &[&request.sandbox_id])?;
+        self.state().network = request.network.unwrap_or_default();
         Ok(proto::SetupResponse {
             agent_version: "fake".into(),
             kernel_release: "none".into(),
             ..Default::default()
         })
+    }
+
+    async fn update_network(&self, _: &TtrpcContext, request: proto::Network) -> Done {
+        self.note("update_network", &[])?;
+        self.state().network = request;
+        Ok(proto::Empty::new())
     }
 
     async fn create_container(

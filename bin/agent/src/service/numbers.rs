@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use kata_jail::cgroup::stats::{DeviceIo, Stats};
 use kata_jail::processes::Entry;
-use kata_wire::proto::{IoStat, ProcessInfo, ProcessesResponse, StatsResponse};
+use kata_wire::proto::{InterfaceStat, IoStat, ProcessInfo, ProcessesResponse, StatsResponse};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{SysconfVar, sysconf};
 
@@ -90,13 +90,17 @@ impl Units {
     }
 }
 
-/// The numbers of a container's cgroup.
+/// The numbers of a container's cgroup, and those of the pod's interfaces.
 ///
 /// # Errors
 /// [`Refusal::NotFound`].
 pub fn stats(pod: &Pod, id: &str) -> Result<StatsResponse, Refusal> {
     let stats = pod.with(|state| Ok::<_, Refusal>(made(state.containers.get_mut(id), id)?.jail.cgroup().stats()))?;
-    Ok(answer(stats))
+    let links = std::fs::read_to_string("/proc/net/dev").unwrap_or_default();
+    Ok(StatsResponse {
+        interfaces: interfaces(&links),
+        ..answer(stats)
+    })
 }
 
 fn answer(stats: Stats) -> StatsResponse {
@@ -142,9 +146,69 @@ fn device(device: &DeviceIo) -> IoStat {
     }
 }
 
+/// Reads `/proc/net/dev`: two lines of headings, then `NAME: eight numbers received, eight sent`.
+fn interfaces(text: &str) -> Vec<InterfaceStat> {
+    let read = |line: &str| {
+        let (name, numbers) = line.split_once(':')?;
+        let numbers: Vec<u64> = numbers.split_whitespace().map_while(|word| word.parse().ok()).collect();
+        let [
+            rx_bytes,
+            rx_packets,
+            rx_errors,
+            rx_dropped,
+            _,
+            _,
+            _,
+            _,
+            tx_bytes,
+            tx_packets,
+            tx_errors,
+            tx_dropped,
+            ..,
+        ] = numbers[..]
+        else {
+            return None;
+        };
+        Some(InterfaceStat {
+            name: name.trim().to_owned(),
+            rx_bytes,
+            rx_packets,
+            rx_errors,
+            rx_dropped,
+            tx_bytes,
+            tx_packets,
+            tx_errors,
+            tx_dropped,
+            ..Default::default()
+        })
+    };
+    text.lines()
+        .skip(2)
+        .filter_map(read)
+        .filter(|interface| interface.name != "lo")
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn interfaces_are_told_without_loopback() {
+        let text = "Inter-|   Receive                |  Transmit\n \
+                    face |bytes packets errs drop fifo frame compressed multicast|bytes packets errs drop fifo colls carrier compressed\n    \
+                    lo:     100       1    0    0    0     0          0         0      100       1    0    0    0     0       0          0\n  \
+                    eth0: 5000      40    1    2    0     0          0         0     7000      50    3    4    0     0       0          0\n \
+                    odd: 1 2\n";
+        let told = interfaces(text);
+        let [eth0] = &told[..] else { panic!("{told:?}") };
+        assert_eq!((eth0.name.as_str(), eth0.rx_bytes, eth0.rx_packets), ("eth0", 5000, 40));
+        assert_eq!((eth0.rx_errors, eth0.rx_dropped), (1, 2));
+        assert_eq!(
+            (eth0.tx_bytes, eth0.tx_packets, eth0.tx_errors, eth0.tx_dropped),
+            (7000, 50, 3, 4)
+        );
+    }
 
     #[test]
     fn limits_and_units_are_those_of_the_wire() {

@@ -111,6 +111,17 @@ fn describe(id: &str, stats: &StatsResponse) -> Value {
                     json!({ "major": io.major, "minor": io.minor, "op": "Write", "value": io.write_bytes }),
                 ]).collect::<Vec<_>>(),
             },
+            "network_interfaces": stats.interfaces.iter().map(|interface| json!({
+                "Name": interface.name,
+                "RxBytes": interface.rx_bytes,
+                "RxPackets": interface.rx_packets,
+                "RxErrors": interface.rx_errors,
+                "RxDropped": interface.rx_dropped,
+                "TxBytes": interface.tx_bytes,
+                "TxPackets": interface.tx_packets,
+                "TxErrors": interface.tx_errors,
+                "TxDropped": interface.tx_dropped,
+            })).collect::<Vec<_>>(),
         },
     })
 }
