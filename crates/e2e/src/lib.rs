@@ -15,6 +15,7 @@ pub mod leak;
 pub mod pids;
 pub mod places;
 pub mod podman;
+pub mod program;
 pub mod rootfs;
 pub mod runtime;
 pub mod terminal;

@@ -7,10 +7,9 @@ use std::path::Path;
 
 use kata_e2e::against_both;
 use kata_e2e::bundle::Bundle;
-use kata_e2e::command::Cmd;
 use kata_e2e::fixture::Shared;
 use kata_e2e::lab::Lab;
-use kata_e2e::places;
+use kata_e2e::program::compile;
 use kata_e2e::runtime::{Kind, Runtime};
 use serde_json::{Value, json};
 
@@ -127,15 +126,6 @@ int main(int argc, char **argv) {
     return msync(memory, sizeof text - 1, MS_SYNC);
 }
 "#;
-
-/// A static program, for containers that have no libc.
-fn compile(source: &str, program: &Path) {
-    let file = program.with_extension("c");
-    std::fs::write(&file, source).expect("source");
-    let compiler = Cmd::new(places::tool("musl-gcc")).args(["-static", "-Os", "-o"]);
-    compiler.arg(program).arg(&file).run().ok();
-    std::fs::remove_file(file).expect("source");
-}
 
 fn everything(spec: &mut Value) {
     spec["root"]["readonly"] = true.into();
