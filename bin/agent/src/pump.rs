@@ -4,14 +4,11 @@
 //! The host may bring its stream late, lose it and bring another. Before the first one comes, a process that writes
 //! waits; after one has broken, what it writes is thrown away, or it would wait for ever for a host that has gone.
 
-use kata_wire::mux::Stream;
+use kata_wire::mux::{BLOCK, Stream};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 
 use crate::descriptor::Descriptor;
-
-/// Bytes in one block.
-const BLOCK: usize = 32 * 1024;
 
 /// The host's streams for one standard stream of a process, in the order of their coming.
 pub type Streams = mpsc::Receiver<Stream>;

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kata_agent_client::{Agent, AgentError, Process};
-use kata_wire::mux::Stream;
+use kata_wire::mux::{BLOCK, Stream};
 use kata_wire::stream::Kind;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
@@ -295,8 +295,6 @@ impl Drop for Copying {
         }
     }
 }
-
-const BLOCK: usize = 16 * 1024;
 
 async fn copy_in(mut from: pipe::Receiver, mut to: Stream) {
     let mut block = vec![0; BLOCK];

@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::compat::{Compat, FuturesAsyncReadCompatExt, TokioAsyncReadCompatExt};
 use yamux::{Config, Connection, ConnectionError, Mode};
@@ -49,6 +49,14 @@ impl AsyncWrite for Stream {
         Pin::new(&mut self.bytes).poll_shutdown(cx)
     }
 }
+
+/// Most bytes of a frame, header included: what the guest's virtio-serial driver takes in one write.
+const FRAME: usize = 32 * 1024;
+
+const FRAME_HEADER: usize = 12;
+
+/// Most bytes that one frame carries: who reads and writes blocks of this size fills whole frames.
+pub const BLOCK: usize = FRAME - FRAME_HEADER;
 
 /// Most streams that a host opens at once. Three a process, one a connection, and one for the requests.
 pub const MAX_STREAMS: usize = 3072;
@@ -131,10 +139,13 @@ where
 {
     let mut config = Config::default();
     config.set_max_num_streams(LIMIT);
+    config.set_split_send_size(BLOCK);
     let mode = match side {
         Side::Host => Mode::Client,
         Side::Guest => Mode::Server,
     };
+    // A frame's header and body leave in one piece: every write is a whole errand of the guest's driver and its device.
+    let channel = BufWriter::with_capacity(FRAME, channel);
     let connection = Connection::new(channel.compat(), config, mode);
     let (opener, wanted) = mpsc::channel(16);
     let (found, incoming) = mpsc::channel(MAX_STREAMS);

@@ -9,10 +9,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::mux::Stream;
-
-/// Bytes of one block; there are two, one a direction.
-const BLOCK: usize = 16 * 1024;
+use crate::mux::{BLOCK, Stream};
 
 /// Carries bytes until both directions have ended.
 ///
