@@ -74,6 +74,12 @@ pub enum Problem {
         /// Its mount point.
         destination: PathBuf,
     },
+    /// The program of a hook is relative.
+    #[error("hooks: path must be absolute, not {path:?}")]
+    Hook {
+        /// As written.
+        path: PathBuf,
+    },
     /// An annotation that says what the container is has a value nobody knows.
     #[error("annotation {name} is {value:?}; allowed are {allowed}")]
     UnknownRole {
@@ -103,6 +109,7 @@ pub(crate) fn check_spec(spec: &Spec) -> Result<(), Problem> {
     }
     free_of_zero("root.path", root.path())?;
     check_linux(spec)?;
+    check_hooks(spec)?;
     for (index, mount) in spec.mounts().iter().flatten().enumerate() {
         check_mount(index, mount)?;
     }
@@ -165,6 +172,27 @@ fn check_linux(spec: &Spec) -> Result<(), Problem> {
     let hostname = spec.hostname().as_deref().unwrap_or_default();
     if !hostname.is_empty() && !seen.contains(&LinuxNamespaceType::Uts) {
         return Err(Problem::HostnameWithoutUts);
+    }
+    Ok(())
+}
+
+fn check_hooks(spec: &Spec) -> Result<(), Problem> {
+    let Some(hooks) = spec.hooks() else { return Ok(()) };
+    let lists = [
+        hooks.prestart(),
+        hooks.create_runtime(),
+        hooks.create_container(),
+        hooks.start_container(),
+        hooks.poststart(),
+        hooks.poststop(),
+    ];
+    for hook in lists.into_iter().flatten().flatten() {
+        if !hook.path().is_absolute() {
+            return Err(Problem::Hook {
+                path: hook.path().clone(),
+            });
+        }
+        free_of_zero("hooks.path", hook.path())?;
     }
     Ok(())
 }

@@ -60,24 +60,6 @@ pub(crate) fn rewrite_process(process: &Process) -> Process {
 /// What of a specification has no effect in the guest, for people.
 pub(crate) fn notes(role: &Role, spec: &Spec) -> Vec<String> {
     let mut notes = Vec::new();
-    let host_hooks = spec.hooks().as_ref().map_or(0, |hooks| {
-        [
-            hooks.prestart(),
-            hooks.create_runtime(),
-            hooks.create_container(),
-            hooks.poststart(),
-            hooks.poststop(),
-        ]
-        .into_iter()
-        .flatten()
-        .map(Vec::len)
-        .sum()
-    });
-    if host_hooks > 0 {
-        notes.push(format!(
-            "hooks: {host_hooks} that would run on the host are not run yet"
-        ));
-    }
     let linux = spec.linux().as_ref();
     for namespace in linux
         .and_then(|linux| linux.namespaces().as_deref())

@@ -13,6 +13,7 @@ use kata_storage::socket::HostSocket;
 use kata_wire::proto;
 
 use crate::error::SandboxError;
+use crate::hooks::{HostHooks, Moment};
 use crate::lifecycle::ExitStatus;
 use crate::sandbox::{ContainerThings, Event, MACHINE_LOST, ProcessThings, Sandbox, now_unix_nanos};
 use crate::sockets::Sockets;
@@ -36,6 +37,7 @@ pub struct NewContainer {
 /// What is kept of a container that has been built.
 struct Built {
     copying: Copying,
+    hooks: Option<Arc<HostHooks>>,
     oom_file: Option<PathBuf>,
 }
 
@@ -61,10 +63,10 @@ impl Sandbox {
                 Ok(())
             }
             Err(error) => {
-                own.undo().await;
                 if self.is_first(&id) {
                     self.undo_pod().await;
                 }
+                own.undo().await;
                 self.ask(move |state| state.pod.created(&id, false)).await?;
                 Err(error)
             }
@@ -96,7 +98,11 @@ impl Sandbox {
         let bundle = Bundle::load(&container.bundle)?;
         self.mount_rootfs(container, &bundle, own)?;
         bundle.check_rootfs()?;
+        let hooks = HostHooks::of(&container.id, &bundle).map(Arc::new);
         let stdio = self.open_stdio(&container.id, &container.stdio).await?;
+        if let Some(hooks) = &hooks {
+            self.run_create_hooks(hooks, own).await?;
+        }
         let facts = survey::facts(&self.config, &self.home, bundle.spec())?;
         let plan = kata_plan::container(&container.id, &bundle, &self.config, &facts)?;
         for note in &plan.notes {
@@ -119,8 +125,37 @@ impl Sandbox {
         self.note("create the container", began).await;
         Ok(Built {
             copying,
+            hooks,
             oom_file: bundle.oom_file(),
         })
+    }
+
+    /// Runs what is to be run before anything is made for the container; what takes that back runs even if a hook fails.
+    async fn run_create_hooks(&self, hooks: &Arc<HostHooks>, own: &mut Steps) -> Result<(), SandboxError> {
+        own.next("hooks")?;
+        let (id, kept) = (hooks.container().to_owned(), HostHooks::clone(hooks));
+        self.ask(move |state| {
+            state.record.hooks.insert(id, kept);
+            state.home.write(&state.record)
+        })
+        .await??;
+        let (this, last) = (self.clone(), hooks.clone());
+        own.done("hooks", move || async move {
+            last.run_poststop(&this.outside).await;
+            let forgotten = this.ask(move |state| {
+                state.record.hooks.remove(last.container());
+                state.home.write(&state.record)
+            });
+            match forgotten.await {
+                Ok(written) => written.map_err(|error| error.to_string()),
+                // The whole record goes.
+                Err(_) => Ok(()),
+            }
+        });
+        for moment in [Moment::Prestart, Moment::CreateRuntime, Moment::CreateContainer] {
+            hooks.run(moment, &self.outside).await?;
+        }
+        Ok(())
     }
 
     fn mount_rootfs(&self, container: &NewContainer, bundle: &Bundle, own: &mut Steps) -> Result<(), SandboxError> {
@@ -226,6 +261,7 @@ impl Sandbox {
             container.id.clone(),
             ContainerThings {
                 bundle: container.bundle.clone(),
+                hooks: built.hooks,
                 oom_file: built.oom_file,
                 steps: Some(own),
             },

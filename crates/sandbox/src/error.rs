@@ -16,6 +16,7 @@ use kata_storage::mount::MountError;
 use kata_storage::share::ShareError;
 use kata_storage::socket::SocketError;
 
+use crate::hooks::HookError;
 use crate::lifecycle::Refusal;
 use crate::record::RecordError;
 use crate::stdio::StdioError;
@@ -102,6 +103,9 @@ pub enum SandboxError {
     /// A fifo is unusable.
     #[error(transparent)]
     Stdio(#[from] StdioError),
+    /// A hook of the engine failed.
+    #[error(transparent)]
+    Hook(#[from] HookError),
     /// The record cannot be kept.
     #[error(transparent)]
     Record(#[from] RecordError),

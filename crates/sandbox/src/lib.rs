@@ -7,6 +7,7 @@ mod actor;
 mod boot;
 pub mod container;
 pub mod error;
+pub mod hooks;
 pub mod lifecycle;
 mod localhost;
 pub mod network;

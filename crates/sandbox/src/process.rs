@@ -4,8 +4,10 @@ use std::time::Instant;
 
 use kata_agent_client::{Agent, AgentError, Process};
 use kata_wire::proto;
+use nix::libc;
 
 use crate::error::SandboxError;
+use crate::hooks::Moment;
 use crate::lifecycle::{ExitStatus, Phase, Refusal};
 use crate::sandbox::{Event, MACHINE_LOST, ProcessThings, Sandbox, now_unix_nanos};
 use crate::stdio::{Copying, Stdio};
@@ -43,7 +45,7 @@ impl Sandbox {
         let wanted = process.clone();
         self.ask(move |state| state.pod.start(&wanted)).await??;
         let started = match self.guest().await {
-            Ok(guest) if process.exec.is_empty() => self.start_container(&guest, &process.container).await,
+            Ok(guest) if process.exec.is_empty() => self.start_init(&guest, process).await,
             Ok(guest) => self.start_exec(guest, process).await,
             Err(error) => Err(error),
         };
@@ -76,9 +78,19 @@ impl Sandbox {
         started
     }
 
-    async fn start_container(&self, guest: &Agent, container: &str) -> Result<(), SandboxError> {
+    async fn start_init(&self, guest: &Agent, process: &Process) -> Result<(), SandboxError> {
         self.refresh_network(guest).await?;
-        Ok(guest.start_container(container).await?)
+        guest.start_container(&process.container).await?;
+        let id = process.container.clone();
+        let hooks = self.ask(move |state| state.containers.get(&id)?.hooks.clone()).await?;
+        if let Some(hooks) = hooks
+            && let Err(error) = hooks.run(Moment::Poststart, &self.outside).await
+        {
+            // It may have ended already.
+            let _ = guest.signal(process, libc::SIGKILL.unsigned_abs(), true).await;
+            return Err(error.into());
+        }
+        Ok(())
     }
 
     async fn start_exec(&self, guest: Agent, process: &Process) -> Result<(), SandboxError> {

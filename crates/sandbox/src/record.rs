@@ -5,6 +5,7 @@
 //! finds the sandbox, and nobody has to keep an index. The record has its own versioned type and is replaced
 //! atomically.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -13,6 +14,7 @@ use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::hooks::HostHooks;
 use crate::network::NetworkRecord;
 
 /// Below it, every sandbox of the host has its directory.
@@ -296,6 +298,9 @@ pub struct Record {
     /// What was made in the pod's network namespace, if that outlives the processes.
     #[serde(default)]
     pub network: Option<NetworkRecord>,
+    /// What the engine wants run on the host, of each container that has not been deleted.
+    #[serde(default)]
+    pub hooks: BTreeMap<String, HostHooks>,
 }
 
 impl Record {
@@ -314,6 +319,7 @@ impl Record {
             sandbox: None,
             helpers: Vec::new(),
             network: None,
+            hooks: BTreeMap::new(),
         }
     }
 

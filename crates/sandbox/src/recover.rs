@@ -10,7 +10,9 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use crate::error::SandboxError;
+use crate::hooks::HostHooks;
 use crate::network;
+use crate::outside::Outside;
 use crate::record::{Home, Mark};
 
 /// Why a sandbox could not be cleaned up.
@@ -70,6 +72,7 @@ pub fn clean(home: &Home) -> Result<(), RecoverError> {
                     source: Box::new(source),
                 })?;
             }
+            run_poststop(record.hooks.into_values().collect());
         }
         Err(error) if error.is_absent() => {}
         Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "cleaning up without a record"),
@@ -78,6 +81,27 @@ pub fn clean(home: &Home) -> Result<(), RecoverError> {
         path: home.path().to_owned(),
         source,
     })
+}
+
+/// Runs the last hooks of containers that nobody has deleted. On a thread of its own, because the caller may have an
+/// asynchronous runtime.
+fn run_poststop(hooks: Vec<HostHooks>) {
+    if hooks.is_empty() {
+        return;
+    }
+    let run = move || -> io::Result<()> {
+        let outside = Outside::here()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            for hooks in hooks {
+                hooks.run_poststop(&outside).await;
+            }
+        });
+        Ok(())
+    };
+    if let Ok(Err(error)) = std::thread::spawn(run).join() {
+        tracing::warn!(%error, "poststop hooks were not run");
+    }
 }
 
 fn end(mark: Mark) -> Result<(), RecoverError> {
@@ -116,6 +140,26 @@ mod tests {
         assert!(!status.success());
         assert!(!home.path().exists());
         clean(&home).expect("nothing left to clean");
+    }
+
+    #[test]
+    fn last_hooks_that_nobody_ran_are_run() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let home = Home::at(dir.path().join("home"));
+        std::fs::create_dir(home.path()).expect("mkdir");
+        let mut spec = serde_json::to_value(kata_bundle::default_spec()).expect("a spec");
+        let hook = serde_json::json!({"path": "/bin/sh", "args": ["sh", "-c", "cat >last"]});
+        spec["hooks"] = serde_json::json!({"poststop": [{"path": "/no/such/hook"}, hook]});
+        let bundle = kata_bundle::Bundle::from_json(dir.path(), spec.to_string().as_bytes()).expect("a bundle");
+        let mut record = Record::new("c".into(), "default".into(), "/b".into());
+        record
+            .hooks
+            .insert("c".into(), HostHooks::of("c", &bundle).expect("hooks"));
+        home.write(&record).expect("write");
+        assert_eq!(home.read().expect("read"), record);
+        clean(&home).expect("clean");
+        let state = std::fs::read_to_string(dir.path().join("last")).expect("it was run, in the bundle");
+        assert!(state.contains("\"status\":\"stopped\""), "{state}");
     }
 
     #[test]

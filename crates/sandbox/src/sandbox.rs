@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::actor::Owner;
 use crate::error::SandboxError;
+use crate::hooks::HostHooks;
 use crate::lifecycle::{ExitStatus, Phase, Pod, Refusal};
 use crate::network::{PodNamespace, PodNetwork};
 use crate::outside::Outside;
@@ -136,6 +137,8 @@ impl ProcessThings {
 
 pub(crate) struct ContainerThings {
     pub bundle: PathBuf,
+    /// What the engine wants run on the host.
+    pub hooks: Option<Arc<HostHooks>>,
     /// File that the engine looks for when memory was wanting.
     pub oom_file: Option<PathBuf>,
     pub steps: Option<Steps>,

@@ -1,10 +1,11 @@
 //! Tests of the doors over their socket, before a fake machine with a fake agent. Here: what they are run with.
 
+mod hooks;
 mod stdio;
 mod task;
 
 use std::path::Path;
-use std::sync::{Arc, Mutex as StdMutex, PoisonError};
+use std::sync::{Arc, Mutex as StdMutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -146,7 +147,7 @@ impl Door {
         let closing = Arc::new(Notify::new());
         let driver = vmm.clone();
         let opening = Opening {
-            outside: Outside::here().expect("namespaces"),
+            outside: OUTSIDE.get().expect("set by run").clone(),
             home: home.clone(),
             config: Some(dir.path().join("configuration.toml")),
             events,
@@ -337,10 +338,14 @@ pub fn bounded() -> Context {
     context::with_timeout(20_000_000_000)
 }
 
+/// The namespaces of the test program.
+static OUTSIDE: OnceLock<Outside> = OnceLock::new();
+
 /// Runs a test on a thread with its own mount namespace and its own small runtime.
 pub fn run<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send) {
     std::thread::scope(|scope| {
         let ran = scope.spawn(|| {
+            OUTSIDE.get_or_init(|| Outside::here().expect("namespaces"));
             namespace::enter().expect("these tests need root");
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
