@@ -19,20 +19,26 @@ use kata_sys::process::give_fds;
 
 use crate::flags::Flags;
 use crate::serve::LISTENER_FD;
+use crate::words::{self, Words};
 
 /// Prints the address of the sandbox process that serves the container: that of its pod, or one started now.
 ///
 /// # Errors
 /// An unusable bundle, a taken id, a pod that is not there, or a process that does not start; nothing is left then.
 pub fn start(flags: &Flags) -> Result<()> {
+    let words = Words::parse(
+        &words::read_stdin()?,
+        flags,
+        std::env::var(words::MAX_VERSION).ok().as_deref(),
+    )?;
     let bundle_dir = bundle_dir(flags)?;
     let bundle = Bundle::load(&bundle_dir)?;
     let home = match bundle.role() {
         Role::Member { pod_id } => join_pod(flags, &bundle_dir, pod_id.as_ref())?,
         Role::Pod | Role::Single => {
-            refuse_host_network(flags, &bundle)?;
+            refuse_host_network(flags, &words, &bundle)?;
             let home = Home::of(&place(flags, &bundle_dir));
-            open_home(flags, &bundle_dir, &home)?;
+            open_home(flags, &words, &bundle_dir, &home)?;
             home
         }
     };
@@ -42,7 +48,7 @@ pub fn start(flags: &Flags) -> Result<()> {
         std::fs::write(bundle_dir.join("address"), &address).context("cannot write the file address in the bundle")?;
     }
     let mut stdout = std::io::stdout();
-    stdout.write_all(address.as_bytes())?;
+    stdout.write_all(&words.answer(&address)?)?;
     stdout.flush()?;
     Ok(())
 }
@@ -59,11 +65,12 @@ fn place(flags: &Flags, bundle: &Path) -> PathBuf {
 }
 
 /// Nothing of the host is touched for a pod that wants its network, unless the configuration says what is meant by that.
-fn refuse_host_network(flags: &Flags, bundle: &Bundle) -> Result<()> {
+fn refuse_host_network(flags: &Flags, words: &Words, bundle: &Bundle) -> Result<()> {
     if network::decide(bundle, &Config::default()).is_ok() {
         return Ok(());
     }
-    let (config, _) = Config::find(flags.config.as_deref().or(bundle.config_path()))?;
+    let named = flags.config.as_deref().or(bundle.config_path());
+    let (config, _) = Config::find(named.or(words.config.as_deref()))?;
     network::decide(bundle, &config)?;
     Ok(())
 }
@@ -86,10 +93,10 @@ fn join_pod(flags: &Flags, bundle: &Path, pod: &str) -> Result<Home> {
     Ok(home)
 }
 
-fn open_home(flags: &Flags, bundle: &Path, home: &Home) -> Result<()> {
+fn open_home(flags: &Flags, words: &Words, bundle: &Path, home: &Home) -> Result<()> {
     let record = Record::new(flags.id.clone(), flags.namespace.clone(), bundle.to_owned());
     make_home(&flags.id, home, &record)?;
-    start_process(flags, bundle, home, record).inspect_err(|_| {
+    start_process(flags, words, bundle, home, record).inspect_err(|_| {
         let _ = recover::clean(home);
     })
 }
@@ -101,7 +108,7 @@ fn make_home(id: &str, home: &Home, record: &Record) -> Result<()> {
     })
 }
 
-fn start_process(flags: &Flags, bundle: &Path, home: &Home, record: Record) -> Result<()> {
+fn start_process(flags: &Flags, words: &Words, bundle: &Path, home: &Home, record: Record) -> Result<()> {
     // Listening before the process runs: whoever connects need not wait for it.
     let socket = home.task_socket();
     let listener = UnixListener::bind(&socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
@@ -117,7 +124,13 @@ fn start_process(flags: &Flags, bundle: &Path, home: &Home, record: Record) -> R
     if let Some(config) = &flags.config {
         command.arg(format!("-config={}", config.display()));
     }
-    if flags.debug {
+    if let Some(config) = &words.config {
+        command.arg(format!("-options-config={}", config.display()));
+    }
+    if let Some(address) = &words.events {
+        command.env("TTRPC_ADDRESS", address);
+    }
+    if flags.debug || words.debug {
         command.arg("-debug");
     }
     command

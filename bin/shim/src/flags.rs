@@ -13,6 +13,8 @@ pub enum Action {
     Delete,
     /// Be the sandbox process. Only `Start` asks for this.
     Serve,
+    /// Print what this runtime is and can do, as a message.
+    Info,
     /// Print the version.
     Version,
     /// Print how it is used.
@@ -38,6 +40,8 @@ pub struct Flags {
     pub place: Option<PathBuf>,
     /// Configuration file. Given by `kata-runtime`.
     pub config: Option<PathBuf>,
+    /// Configuration file that containerd's options name.
+    pub options_config: Option<PathBuf>,
     /// More messages.
     pub debug: bool,
 }
@@ -52,6 +56,7 @@ usage: containerd-shim-kata-v2 [flags] start|delete
   -publish-binary FILE   program that publishes events
   -bundle DIR            bundle (default: the working directory)
   -debug                 more messages
+  -info                  print what this runtime is and can do (protobuf; options may come on stdin)
   -version, -v           print the version
   -help                  print this
 
@@ -75,6 +80,7 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Flags> {
         bundle: None,
         place: None,
         config: None,
+        options_config: None,
         debug: false,
     };
     let mut action = None;
@@ -105,6 +111,10 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Flags> {
                 action = Some(Action::Version);
                 continue;
             }
+            "info" => {
+                action = Some(Action::Info);
+                continue;
+            }
             "h" | "help" => {
                 action = Some(Action::Help);
                 continue;
@@ -113,7 +123,15 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Flags> {
         }
         if !matches!(
             name,
-            "namespace" | "id" | "address" | "publish-binary" | "bundle" | "place" | "config" | "socket"
+            "namespace"
+                | "id"
+                | "address"
+                | "publish-binary"
+                | "bundle"
+                | "place"
+                | "config"
+                | "options-config"
+                | "socket"
         ) {
             bail!("unknown flag -{name}");
         }
@@ -128,6 +146,7 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Flags> {
             "bundle" => flags.bundle = Some(value.into()),
             "place" => flags.place = Some(value.into()),
             "config" => flags.config = Some(value.into()),
+            "options-config" => flags.options_config = Some(value.into()),
             // containerd's old way to name the socket; ours is where it is.
             _ => {}
         }
@@ -162,6 +181,7 @@ mod tests {
         assert_eq!(delete.bundle, Some("/b".into()));
         assert!(delete.debug);
         assert_eq!(parsed("-v").expect("version").action, Action::Version);
+        assert_eq!(parsed("-info").expect("info").action, Action::Info);
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod drivers;
 mod event;
 mod flags;
 mod guest;
+mod info;
 mod log;
 mod metrics;
 mod serve;
@@ -14,6 +15,7 @@ mod status;
 mod task;
 #[cfg(test)]
 mod tests;
+mod words;
 
 use std::process::ExitCode;
 
@@ -29,9 +31,10 @@ fn main() -> ExitCode {
     };
     let done = match flags.action {
         Action::Version => {
-            println!("containerd-shim-kata-v2 {}", env!("CARGO_PKG_VERSION"));
+            println!("containerd-shim-kata-v2 {}", info::VERSION);
             Ok(())
         }
+        Action::Info => info::print(),
         Action::Help => {
             print!("{}", flags::USAGE);
             Ok(())

@@ -57,6 +57,7 @@ async fn serve(flags: &Flags, home: Home, listener: StdListener, outside: Outsid
     let opening = Opening {
         home: home.clone(),
         config: flags.config.clone(),
+        options_config: flags.options_config.clone(),
         outside,
         events,
         driver: Box::new(drivers::driver),
@@ -113,6 +114,8 @@ pub struct Opening {
     pub home: Home,
     /// The configuration file that the command line names.
     pub config: Option<PathBuf>,
+    /// The configuration file that the options name with which containerd started this process.
+    pub options_config: Option<PathBuf>,
     /// The engine's side of the host.
     pub outside: Outside,
     /// Where events go.
@@ -134,7 +137,8 @@ impl Opening {
             .config
             .clone()
             .or_else(|| bundle.config_path().map(Path::to_owned))
-            .or(from_options);
+            .or(from_options)
+            .or_else(|| self.options_config.clone());
         let (mut config, mut warnings) = Config::find(explicit.as_deref())?;
         warnings.extend(config.annotate(bundle.annotations())?);
         for warning in &warnings {

@@ -1,12 +1,12 @@
 //! The Task API of containerd's shim v2: one short method a call, each a translation and a question to the sandbox.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use containerd_shim_protos::api;
 use containerd_shim_protos::protobuf::well_known_types::any::Any;
-use containerd_shim_protos::protobuf::{CodedInputStream, EnumOrUnknown, Message, MessageField};
+use containerd_shim_protos::protobuf::{EnumOrUnknown, Message, MessageField};
 use containerd_shim_protos::shim::oci;
 use containerd_shim_protos::shim_async::Task;
 use kata_sandbox::lifecycle::{ExitStatus, Phase, Refusal};
@@ -19,7 +19,7 @@ use ttrpc::asynchronous::TtrpcContext;
 
 use crate::event::timestamp;
 use crate::serve::Opening;
-use crate::{metrics, status};
+use crate::{info, metrics, status, words};
 
 /// The service. The sandbox is opened by the first create, because that is what says which configuration it has.
 pub struct TaskService {
@@ -53,7 +53,7 @@ impl TaskService {
         if let Some(sandbox) = &*open {
             return Ok(sandbox.clone());
         }
-        let config = config_path(request.options.as_ref());
+        let config = request.options.as_ref().and_then(words::config_path);
         let sandbox = self
             .opening
             .open(Path::new(&request.bundle), config)
@@ -66,27 +66,6 @@ impl TaskService {
     pub async fn opened(&self) -> Option<Sandbox> {
         self.sandbox.lock().await.clone()
     }
-}
-
-/// The `config_path` of a `runtimeoptions.v1.Options` message (field 2): which configuration file containerd's own
-/// configuration names for this runtime.
-fn config_path(options: Option<&Any>) -> Option<PathBuf> {
-    let any = options.filter(|any| any.type_url.ends_with("runtimeoptions.v1.Options"))?;
-    let mut input = CodedInputStream::from_bytes(&any.value);
-    const CONFIG_PATH: u32 = 2 << 3 | 2;
-    while let Ok(Some(tag)) = input.read_raw_tag_or_eof() {
-        if tag == CONFIG_PATH {
-            return input
-                .read_string()
-                .ok()
-                .filter(|path| !path.is_empty())
-                .map(PathBuf::from);
-        }
-        // Every field of the message is length-delimited.
-        let length = input.read_raw_varint32().ok()?;
-        input.skip_raw_bytes(length).ok()?;
-    }
-    None
 }
 
 fn process(container: &str, exec: &str) -> Process {
@@ -342,7 +321,7 @@ impl Task for TaskService {
         Ok(api::ConnectResponse {
             shim_pid: std::process::id(),
             task_pid: std::process::id(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: info::VERSION.to_owned(),
             ..Default::default()
         })
     }
@@ -379,29 +358,5 @@ async fn whole<T: Send + 'static>(
             Code::INTERNAL,
             format!("a bug in the sandbox process: {error}"),
         )),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_configuration_named_by_containerd_is_found() {
-        // type_url (1) and config_path (2), both strings.
-        let mut value = vec![1 << 3 | 2, 3, b'f', b'o', b'o', 2 << 3 | 2, 7];
-        value.extend_from_slice(b"/c.toml");
-        let any = Any {
-            type_url: "runtimeoptions.v1.Options".into(),
-            value,
-            ..Default::default()
-        };
-        assert_eq!(config_path(Some(&any)), Some("/c.toml".into()));
-        let foreign = Any {
-            type_url: "containerd.runc.v1.Options".into(),
-            ..any
-        };
-        assert_eq!(config_path(Some(&foreign)), None);
-        assert_eq!(config_path(None), None);
     }
 }

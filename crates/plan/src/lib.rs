@@ -7,6 +7,7 @@ mod container;
 mod demand;
 mod error;
 mod facts;
+mod features;
 mod guest_spec;
 mod network;
 mod pod;
@@ -20,6 +21,7 @@ pub use container::{ContainerPlan, GuestContainer, RootfsPlan, container, exec_p
 pub use demand::Demand;
 pub use error::PlanError;
 pub use facts::{Facts, SourceKind, bind_sources, shm_source};
+pub use features::{OCI_VERSION, features};
 pub use network::{NamespacePlan, NetworkPlan, NicPlan, namespace};
 pub use pod::{PodPlan, pod};
 pub use print::Printout;

@@ -13,7 +13,7 @@ pub const COMMIT: &str = match option_env!("KATA_COMMIT") {
     None => "unknown",
 };
 /// The OCI runtime specification that it follows.
-pub const OCI_VERSION: &str = "1.2.0";
+pub const OCI_VERSION: &str = kata_plan::OCI_VERSION;
 
 /// Nothing to say.
 #[derive(clap::Args, Debug)]

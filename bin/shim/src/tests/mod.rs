@@ -147,6 +147,7 @@ impl Door {
         let closing = Arc::new(Notify::new());
         let driver = vmm.clone();
         let opening = Opening {
+            options_config: None,
             outside: OUTSIDE.get().expect("set by run").clone(),
             home: home.clone(),
             config: Some(dir.path().join("configuration.toml")),
