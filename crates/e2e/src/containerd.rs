@@ -1,14 +1,14 @@
 //! A containerd of a lab's own, with the busybox image, and its client `ctr`.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::command::{Cmd, Running};
 use crate::image::{self, BUSYBOX};
 use crate::lab::Lab;
 use crate::runtime::Kind;
-use crate::{places, wait};
+use crate::{pids, places, wait};
 
 /// Which containerd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +44,7 @@ pub struct Containerd<'lab> {
     lab: &'lab Lab,
     release: Release,
     daemon: Running,
+    config: PathBuf,
     log: PathBuf,
 }
 
@@ -84,34 +85,44 @@ impl<'lab> Containerd<'lab> {
             release.heading()
         );
         fs::write(&config, text).expect("containerd's configuration");
-        // The shims of `--runtime io.containerd.NAME.v2` are looked for in the daemon's PATH: runc's is the daemon's own.
-        let program = release.program("containerd");
-        let beside = program.parent().expect("a program in a folder").display();
-        let path = format!(
-            "{}:{beside}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            places::bin_dir().display()
-        );
-        let script = r#"exec "$0" --config "$1" >"$2" 2>&1"#;
-        let daemon = lab
-            .command("sh")
-            .args(["-c", script])
-            .arg(&program)
-            .arg(&config)
-            .arg(&log);
+        let daemon = begin(lab, release, &config, &log);
         let containerd = Self {
             lab,
             release,
-            daemon: daemon.env("PATH", path).start(),
+            daemon,
+            config,
             log,
         };
-        let answers = || containerd.ctr(["version"]).run().code() == 0;
-        let up = wait::eventually(Duration::from_secs(30), || answers().then_some(()));
-        assert!(
-            up.is_some(),
-            "containerd does not answer; its log:\n{}",
-            containerd.log()
-        );
+        containerd.await_answer();
         containerd
+    }
+
+    /// Kills the daemon, as if it had crashed.
+    pub fn crash(&self) {
+        let line = format!("containerd --config {}", self.config.display());
+        let running = || {
+            let daemon = pids::all(self.lab).into_iter().find(|one| one.line.contains(&line));
+            daemon.filter(|daemon| daemon.state != 'Z')
+        };
+        self.lab.kill(running().expect("containerd runs").pid);
+        wait::until("containerd has ended", Duration::from_secs(10), || running().is_none());
+    }
+
+    /// Starts the daemon again, on what the one before has left.
+    ///
+    /// # Panics
+    /// When it does not answer in time.
+    #[track_caller]
+    pub fn start_again(&mut self) {
+        self.daemon = begin(self.lab, self.release, &self.config, &self.log);
+        self.await_answer();
+    }
+
+    #[track_caller]
+    fn await_answer(&self) {
+        let answers = || self.ctr(["version"]).run().code() == 0;
+        let up = wait::eventually(Duration::from_secs(30), || answers().then_some(()));
+        assert!(up.is_some(), "containerd does not answer; its log:\n{}", self.log());
     }
 
     /// The lab it runs in.
@@ -155,6 +166,19 @@ impl<'lab> Containerd<'lab> {
     pub fn await_status(&self, id: &str, status: &str, limit: Duration) {
         wait::until(&format!("task {id} is {status}"), limit, || self.status(id) == status);
     }
+}
+
+fn begin(lab: &Lab, release: Release, config: &Path, log: &Path) -> Running {
+    // The shims of `--runtime io.containerd.NAME.v2` are looked for in the daemon's PATH: runc's is the daemon's own.
+    let program = release.program("containerd");
+    let beside = program.parent().expect("a program in a folder").display();
+    let path = format!(
+        "{}:{beside}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        places::bin_dir().display()
+    );
+    let script = r#"exec "$0" --config "$1" >>"$2" 2>&1"#;
+    let daemon = lab.command("sh").args(["-c", script]).arg(&program);
+    daemon.arg(config).arg(log).env("PATH", path).start()
 }
 
 impl Drop for Containerd<'_> {

@@ -126,10 +126,15 @@ impl Sandbox {
     fn watch(&self, machine: &Arc<dyn Machine>, file_server: Option<oneshot::Receiver<String>>) {
         let mut exit = machine.exit();
         let owner = self.owner.clone();
+        let watched = machine.clone();
         tokio::spawn(async move {
             let ended = exit.wait_for(Option::is_some).await.map(|exit| exit.clone());
-            if let Ok(Some(exit)) = ended {
-                tracing::warn!(status = ?exit.status, messages = exit.messages.trim(), "the machine has ended");
+            // One that was told to end has no guest any more.
+            let was_used = owner.ask(|state| state.guest.is_some()).await;
+            if let (Ok(Some(exit)), Some(true)) = (ended, was_used) {
+                let console = watched.console_tail();
+                let (messages, console) = (exit.messages.trim(), console.trim());
+                tracing::error!(status = ?exit.status, messages, console, "the machine has ended by itself");
             }
             owner.tell(|state| state.machine_lost());
         });

@@ -368,6 +368,7 @@ impl Sandbox {
     pub async fn shut_down(&self) {
         let taken = self
             .ask(|state| {
+                // Before the machine ends, so that its end is no surprise.
                 state.machine_lost();
                 let copying: Vec<Copying> = std::mem::take(&mut state.processes)
                     .into_values()
