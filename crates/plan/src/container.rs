@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use kata_bundle::oci::Process;
+use kata_bundle::oci::{LinuxResources, Process};
 use kata_bundle::{Bundle, Role, check_process};
 use kata_config::Config;
 use kata_wire::names::ROOTFS_DIR;
@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer};
 
 use crate::pod::check_id;
 use crate::volume::{self, Fate, SocketPlan, VolumePlan};
-use crate::{Facts, PlanError, guest_spec, seccomp};
+use crate::{CpuWish, Demand, Facts, PlanError, cgroup, demand, guest_spec, seccomp};
 
 /// A container that does not exist yet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -24,6 +24,10 @@ pub struct ContainerPlan {
     /// The host's sockets that it can connect to.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub sockets: Vec<SocketPlan>,
+    /// What the size of its machine depends on.
+    pub demand: Demand,
+    /// What it says of the host's CPUs.
+    pub cpu_wish: CpuWish,
     /// What the agent is asked for.
     pub guest: GuestContainer,
     /// What of the specification has no effect or another one in a guest, for people.
@@ -58,6 +62,17 @@ pub struct GuestContainer {
     pub keep_namespaces: bool,
 }
 
+/// New limits for a container.
+#[derive(Clone, Debug)]
+pub struct Update {
+    /// As the engine gave them.
+    pub resources: LinuxResources,
+    /// As the agent gets them.
+    pub guest_json: Vec<u8>,
+    /// What of them has no effect, for people.
+    pub notes: Vec<String>,
+}
+
 /// Plans a container.
 ///
 /// # Errors
@@ -88,6 +103,8 @@ pub fn container(id: &str, bundle: &Bundle, config: &Config, facts: &Facts) -> R
             share_path: [id, ROOTFS_DIR].iter().collect(),
             read_only,
         },
+        demand: demand::of_spec(spec),
+        cpu_wish: cgroup::wish_of(spec),
         guest: GuestContainer {
             spec_json: guest_spec::to_json(&guest_spec)?,
             seccomp_filter: filter.instructions,
@@ -109,6 +126,21 @@ pub fn exec_process(id: &str, process: &Process) -> Result<Vec<u8>, PlanError> {
     check_id(id)?;
     check_process(process)?;
     Ok(guest_spec::process_to_json(&guest_spec::rewrite_process(process))?)
+}
+
+/// The limits that the agent is given when a container's change, as JSON, and what of them has no effect in a guest.
+///
+/// # Errors
+/// [`PlanError::Resources`] for what is no `linux.resources` object.
+pub fn update(resources_json: &[u8]) -> Result<Update, PlanError> {
+    let resources: LinuxResources =
+        serde_json::from_slice(resources_json).map_err(|source| PlanError::Resources { source })?;
+    let guest = guest_spec::rewrite_resources(&resources);
+    Ok(Update {
+        notes: guest_spec::resource_notes(&resources),
+        guest_json: serde_json::to_vec(&guest)?,
+        resources,
+    })
 }
 
 fn as_json<S: Serializer>(json: &[u8], serializer: S) -> Result<S::Ok, S::Error> {

@@ -125,6 +125,13 @@ pub enum PlanError {
     /// The process of an exec is unusable.
     #[error(transparent)]
     Process(#[from] Problem),
+    /// New limits that are none.
+    #[error("the new limits are not what linux.resources may hold")]
+    Resources {
+        /// The parser's words.
+        #[source]
+        source: serde_json::Error,
+    },
     /// JSON that cannot be written: a bug of ours.
     #[error("cannot write the guest's specification")]
     Json(#[from] serde_json::Error),

@@ -77,10 +77,43 @@ pub(crate) fn notes(role: &Role, spec: &Spec) -> Vec<String> {
         }
     }
     let resources = linux.and_then(|linux| linux.resources().as_ref());
-    if let Some(cpu) = resources.and_then(|resources| resources.cpu().as_ref())
-        && (cpu.cpus().is_some() || cpu.mems().is_some())
-    {
-        notes.push("resources: CPU and memory node numbers are the host's, ignored in the guest".into());
+    notes.extend(resources.map(resource_notes).unwrap_or_default());
+    notes
+}
+
+/// What of limits has no effect in the guest, for people.
+pub(crate) fn resource_notes(resources: &LinuxResources) -> Vec<String> {
+    let mut notes = Vec::new();
+    if let Some(cpu) = resources.cpu() {
+        let given = |list: &Option<String>| list.as_ref().is_some_and(|list| !list.is_empty());
+        if given(cpu.cpus()) || given(cpu.mems()) {
+            notes.push(
+                "resources: CPU and memory node numbers are the host's; they hold for the guest's CPUs there".into(),
+            );
+        }
+        if cpu.realtime_runtime().is_some_and(|time| time != 0) {
+            notes.push("resources: real-time limits are ignored, the guest has none".into());
+        }
+    }
+    if let Some(memory) = resources.memory() {
+        let v1_only = [
+            (memory.kernel().is_some_and(|bytes| bytes > 0), "kernel memory"),
+            (memory.kernel_tcp().is_some_and(|bytes| bytes > 0), "kernel TCP memory"),
+            (memory.swappiness().is_some(), "swappiness"),
+            (memory.disable_oom_killer() == Some(true), "no out-of-memory killer"),
+        ];
+        for (_, what) in v1_only.iter().filter(|(given, _)| *given) {
+            notes.push(format!(
+                "resources: {what} is a matter of cgroup v1, ignored in the guest"
+            ));
+        }
+    }
+    let given = |list: Option<usize>| list.is_some_and(|count| count > 0);
+    if given(resources.hugepage_limits().as_ref().map(Vec::len)) {
+        notes.push("resources: limits of huge pages are ignored, the guest has none".into());
+    }
+    if resources.block_io().as_ref().is_some_and(names_devices) {
+        notes.push("resources: I/O limits of devices name the host's, ignored in the guest".into());
     }
     notes
 }
@@ -237,7 +270,8 @@ fn cgroup_path(id: &str, wanted: Option<&Path>) -> PathBuf {
     }
 }
 
-fn rewrite_resources(resources: &LinuxResources) -> LinuxResources {
+/// Limits for the guest.
+pub(crate) fn rewrite_resources(resources: &LinuxResources) -> LinuxResources {
     let mut guest = resources.clone();
     if let Some(cpu) = guest.cpu_mut() {
         cpu.set_cpus(None).set_mems(None);
@@ -250,6 +284,23 @@ fn rewrite_resources(resources: &LinuxResources) -> LinuxResources {
         .set_network(None)
         .set_rdma(None);
     guest
+}
+
+fn names_devices(block_io: &LinuxBlockIo) -> bool {
+    let throttled = [
+        block_io.throttle_read_bps_device(),
+        block_io.throttle_write_bps_device(),
+        block_io.throttle_read_iops_device(),
+        block_io.throttle_write_iops_device(),
+    ];
+    let weights = block_io
+        .weight_device()
+        .as_ref()
+        .is_some_and(|devices| !devices.is_empty());
+    weights
+        || throttled
+            .iter()
+            .any(|devices| devices.as_ref().is_some_and(|devices| !devices.is_empty()))
 }
 
 /// The weight among the pod's containers stays; limits of devices name the host's.

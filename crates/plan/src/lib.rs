@@ -3,6 +3,7 @@
 //! Pure: no clock, no async, no look at the host; what must be known of the host comes in as [`Facts`]. The plans go out
 //! and are carried out by others; nothing is written back into them.
 
+mod cgroup;
 mod container;
 mod demand;
 mod error;
@@ -17,7 +18,8 @@ mod share;
 mod sizing;
 mod volume;
 
-pub use container::{ContainerPlan, GuestContainer, RootfsPlan, container, exec_process};
+pub use cgroup::{CgroupPlan, CpuWish, HostLimits, Split};
+pub use container::{ContainerPlan, GuestContainer, RootfsPlan, Update, container, exec_process, update};
 pub use demand::Demand;
 pub use error::PlanError;
 pub use facts::{Facts, SourceKind, bind_sources, shm_source};

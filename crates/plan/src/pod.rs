@@ -8,6 +8,7 @@ use kata_machine::{Accelerator, Boot, Channel, Device, Growth, MachineSpec, Memo
 use kata_wire::names::{CHANNEL_PORT, CHANNEL_VSOCK_PORT, LOG_PARAMETER};
 use serde::Serialize;
 
+use crate::cgroup::{self, CgroupPlan};
 use crate::network::{self, NetworkPlan};
 use crate::share::{self, SharePlan};
 use crate::sizing::{self, Sizing};
@@ -28,6 +29,8 @@ pub struct PodPlan {
     pub machine: MachineSpec,
     /// From what its size follows.
     pub sizing: Sizing,
+    /// Where its processes belong.
+    pub cgroups: CgroupPlan,
     /// The share.
     pub share: SharePlan,
     /// The network.
@@ -100,6 +103,7 @@ pub fn pod(id: &str, bundle: &Bundle, config: &Config, facts: &Facts) -> Result<
         id: id.into(),
         machine,
         sizing,
+        cgroups: cgroup::decide(id, bundle, config),
         share,
         network,
         hostname: bundle.spec().hostname().clone().unwrap_or_default(),
