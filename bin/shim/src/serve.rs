@@ -15,6 +15,7 @@ use kata_sandbox::record::{Home, Mark};
 use kata_sandbox::step::Faults;
 use kata_sandbox::{Sandbox, SandboxError, Surroundings};
 use kata_storage::namespace;
+use kata_storage::origin::Origin;
 use kata_sys::process::take_fd;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -42,16 +43,16 @@ pub fn run(flags: &Flags) -> Result<()> {
     // Its own session: what the engine sends to its own process group is not meant for the pod.
     nix::unistd::setsid().context("setsid")?;
     let outside = Outside::here().context("cannot tell its namespaces")?;
+    let origin = namespace::enter().context("cannot make a mount namespace of its own")?;
     let bundle = flags.bundle.clone().context("-bundle is missing")?;
-    namespace::enter().context("cannot make a mount namespace of its own")?;
     let home = Home::of(flags.place.as_deref().unwrap_or(&bundle));
     // One thread: the machine's processes die with the thread that started them, and it is the smallest, too.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(serve(flags, home.clone(), StdListener::from(listener), outside))?;
+    runtime.block_on(serve(flags, home.clone(), StdListener::from(listener), outside, origin))?;
     home.remove().context("cannot remove the sandbox's directory")
 }
 
-async fn serve(flags: &Flags, home: Home, listener: StdListener, outside: Outside) -> Result<()> {
+async fn serve(flags: &Flags, home: Home, listener: StdListener, outside: Outside, origin: Origin) -> Result<()> {
     listener.set_nonblocking(true)?;
     let (events, happened) = mpsc::unbounded_channel();
     let opening = Opening {
@@ -59,6 +60,7 @@ async fn serve(flags: &Flags, home: Home, listener: StdListener, outside: Outsid
         config: flags.config.clone(),
         options_config: flags.options_config.clone(),
         outside,
+        origin: Arc::new(origin),
         events,
         driver: Box::new(drivers::driver),
     };
@@ -118,6 +120,8 @@ pub struct Opening {
     pub options_config: Option<PathBuf>,
     /// The engine's side of the host.
     pub outside: Outside,
+    /// Where the engine's paths mean something.
+    pub origin: Arc<Origin>,
     /// Where events go.
     pub events: mpsc::UnboundedSender<kata_sandbox::Event>,
     /// The driver for a configuration.
@@ -154,6 +158,7 @@ impl Opening {
             network,
             config: Arc::new(config),
             outside: self.outside.clone(),
+            origin: self.origin.clone(),
             events: self.events.clone(),
             faults: Faults::none(),
         }))

@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use kata_agent_client::{Agent, AgentError, Process};
-use kata_bundle::Bundle;
-use kata_plan::{ContainerPlan, Facts, SourceKind};
-use kata_storage::bind::{Bind, bind, unbind};
-use kata_storage::mount::{EngineMount, mount_engine, unmount};
+use kata_bundle::{Bundle, BundleError};
+use kata_plan::{ContainerPlan, Facts};
+use kata_storage::bind::{Bind, Taken, unbind};
+use kata_storage::mount::{EngineMount, assemble};
 use kata_storage::socket::HostSocket;
 use kata_wire::proto;
 
@@ -95,19 +95,18 @@ impl Sandbox {
     /// Everything between the decision to create a container and its entry in the books.
     async fn build(&self, container: &NewContainer, own: &mut Steps) -> Result<Built, SandboxError> {
         let began = Instant::now();
-        let bundle = Bundle::load(&container.bundle)?;
-        self.mount_rootfs(container, &bundle, own)?;
-        bundle.check_rootfs()?;
+        let bundle = self.abroad(|| load(container))??;
         let hooks = HostHooks::of(&container.id, &bundle).map(Arc::new);
         let stdio = self.open_stdio(&container.id, &container.stdio).await?;
         if let Some(hooks) = &hooks {
             self.run_create_hooks(hooks, own).await?;
         }
-        let facts = survey::facts(&self.config, &self.home, bundle.spec())?;
+        let facts = self.abroad(|| survey::facts(&self.config, &self.home, bundle.spec()))??;
         let plan = kata_plan::container(&container.id, &bundle, &self.config, &facts)?;
         for note in &plan.notes {
             tracing::info!(container = plan.id, "{note}");
         }
+        let binds = self.take(container, &plan)?;
         self.note("survey the host and plan", began).await;
         let guest = if self.is_first(&container.id) {
             let facts = Facts {
@@ -119,8 +118,8 @@ impl Sandbox {
             self.guest().await?
         };
         let began = Instant::now();
-        self.bind_all(&plan, own)?;
-        let sockets = open_sockets(&plan, own)?;
+        self.show(&plan.id, binds, own)?;
+        let sockets = self.abroad(|| open_sockets(&plan, own))??;
         let copying = create_in_guest(&guest, &plan, stdio, sockets, container.stdio.terminal, own).await?;
         self.note("create the container", began).await;
         Ok(Built {
@@ -158,22 +157,56 @@ impl Sandbox {
         Ok(())
     }
 
-    fn mount_rootfs(&self, container: &NewContainer, bundle: &Bundle, own: &mut Steps) -> Result<(), SandboxError> {
+    /// Does `act` where the engine's paths mean something.
+    fn abroad<T>(&self, act: impl FnOnce() -> T) -> Result<T, SandboxError> {
+        self.origin.visit(act).map_err(|source| SandboxError::Origin { source })
+    }
+
+    /// Takes everything of the host that the container sees; nothing of it is to be seen yet.
+    fn take(&self, container: &NewContainer, plan: &ContainerPlan) -> Result<Vec<Taken>, SandboxError> {
+        let share = self.home.share();
+        let rootfs = Bind {
+            from: plan.rootfs.source.clone(),
+            to: share.join(&plan.rootfs.share_path),
+            recursive: true,
+            read_only: false,
+            follows: false,
+        };
+        let volumes = plan.volumes.iter().map(|volume| Bind {
+            from: volume.source.clone(),
+            to: share.join(&volume.share_path),
+            recursive: volume.recursive,
+            read_only: volume.read_only,
+            follows: false,
+        });
         if container.rootfs.is_empty() {
-            return Ok(());
+            let all = std::iter::once(rootfs).chain(volumes);
+            return Ok(self.abroad(|| all.map(Bind::take).collect::<Result<_, _>>())??);
         }
-        let target = bundle.rootfs().to_owned();
-        std::fs::create_dir_all(&target).map_err(|source| SandboxError::Host {
-            act: "create the directory",
-            path: target.clone(),
-            source,
-        })?;
-        for mount in &container.rootfs {
-            own.next("root file system")?;
-            mount_engine(mount, &target)?;
-            let target = target.clone();
-            own.done("root file system", move || async move {
-                unmount(&target).map_err(|error| error.to_string())
+        let assembled = self
+            .origin
+            .visit_copy(|| assemble(&container.rootfs, &rootfs.from))
+            .map_err(|source| SandboxError::Origin { source })??;
+        let mut taken = vec![rootfs.settle(assembled)?];
+        taken.extend(self.abroad(|| volumes.map(Bind::take).collect::<Result<Vec<_>, _>>())??);
+        Ok(taken)
+    }
+
+    /// Shows in the share what was taken, in this order.
+    fn show(&self, id: &str, binds: Vec<Taken>, own: &mut Steps) -> Result<(), SandboxError> {
+        let directory = self.home.share().join(id);
+        own.done("container's directory", move || async move {
+            // Everything in it is a mount point that its own step has removed.
+            let _ = std::fs::remove_dir(directory.join(kata_wire::names::VOLUMES_DIR));
+            let _ = std::fs::remove_dir(&directory);
+            Ok(())
+        });
+        for bind in binds {
+            own.next("bind into the share")?;
+            let target = bind.target().to_owned();
+            bind.show()?;
+            own.done("bind into the share", move || async move {
+                unbind(&target).map_err(|error| error.to_string())
             });
         }
         Ok(())
@@ -191,63 +224,6 @@ impl Sandbox {
         let booted = self.boot(&plan, &mut steps).await;
         self.ask(move |state| state.steps = Some(steps)).await?;
         booted
-    }
-
-    fn bind_all(&self, plan: &ContainerPlan, own: &mut Steps) -> Result<(), SandboxError> {
-        let share = self.home.share();
-        let directory = share.join(&plan.id);
-        own.done("container's directory", {
-            let directory = directory.clone();
-            move || async move {
-                // Everything in it is a mount point that its own step has removed.
-                let _ = std::fs::remove_dir(directory.join(kata_wire::names::VOLUMES_DIR));
-                let _ = std::fs::remove_dir(&directory);
-                Ok(())
-            }
-        });
-        let rootfs = Bind {
-            directory: true,
-            recursive: true,
-            read_only: false,
-        };
-        self.bind_one(
-            "bind the root file system",
-            &plan.rootfs.source,
-            share.join(&plan.rootfs.share_path),
-            rootfs,
-            own,
-        )?;
-        for volume in &plan.volumes {
-            let how = Bind {
-                directory: volume.kind == SourceKind::Directory,
-                recursive: volume.recursive,
-                read_only: volume.read_only,
-            };
-            self.bind_one(
-                "bind a volume",
-                &volume.source,
-                share.join(&volume.share_path),
-                how,
-                own,
-            )?;
-        }
-        Ok(())
-    }
-
-    fn bind_one(
-        &self,
-        name: &'static str,
-        source: &std::path::Path,
-        target: PathBuf,
-        how: Bind,
-        own: &mut Steps,
-    ) -> Result<(), SandboxError> {
-        own.next(name)?;
-        bind(source, &target, how)?;
-        own.done(name, move || async move {
-            unbind(&target).map_err(|error| error.to_string())
-        });
-        Ok(())
     }
 
     /// Writes a created container into the books and starts to wait for its end.
@@ -350,6 +326,15 @@ fn open_sockets(plan: &ContainerPlan, own: &mut Steps) -> Result<Sockets, Sandbo
         sockets.add(socket.number, HostSocket::open(&socket.source)?);
     }
     Ok(sockets)
+}
+
+/// The bundle, with a root file system in it unless the engine leaves the mounting to us.
+fn load(container: &NewContainer) -> Result<Bundle, BundleError> {
+    let bundle = Bundle::load(&container.bundle)?;
+    if container.rootfs.is_empty() {
+        bundle.check_rootfs()?;
+    }
+    Ok(bundle)
 }
 
 async fn create_in_guest(

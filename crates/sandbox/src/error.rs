@@ -88,6 +88,13 @@ pub enum SandboxError {
         /// Its name.
         name: String,
     },
+    /// The namespace that engines speak of cannot be visited.
+    #[error("cannot visit the mount namespace that the sandbox process came from")]
+    Origin {
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
     /// A bind mount failed.
     #[error(transparent)]
     Bind(#[from] BindError),

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use kata_agent_client::{Agent, AgentError, Process};
 use kata_config::Config;
 use kata_machine::Vmm;
+use kata_storage::origin::Origin;
 use tokio::sync::{mpsc, watch};
 
 use crate::actor::Owner;
@@ -86,6 +87,8 @@ pub struct Surroundings {
     pub outside: Outside,
     /// The pod's network namespace, entered; without one the guest has its loopback only.
     pub network: Option<PodNamespace>,
+    /// Where the engine's paths mean something.
+    pub origin: Arc<Origin>,
     /// Where events go.
     pub events: mpsc::UnboundedSender<Event>,
     /// Steps that tests make fail.
@@ -238,6 +241,7 @@ pub struct Sandbox {
     pub(crate) vmm: Arc<dyn Vmm>,
     pub(crate) outside: Outside,
     pub(crate) network: Option<PodNamespace>,
+    pub(crate) origin: Arc<Origin>,
     pub(crate) faults: Faults,
 }
 
@@ -251,6 +255,7 @@ impl Sandbox {
             vmm,
             outside,
             network,
+            origin,
             events,
             faults,
         } = surroundings;
@@ -277,6 +282,7 @@ impl Sandbox {
             vmm,
             outside,
             network,
+            origin,
             faults,
         }
     }

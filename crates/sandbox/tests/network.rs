@@ -53,7 +53,9 @@ impl Lab {
         let sandbox = Sandbox::new(Surroundings {
             home,
             record,
-            namespace: network::enter(&bundle, &config).expect("a namespace"),
+            network: network::enter(&bundle, &config).expect("a namespace"),
+            outside: kata_sandbox::outside::Outside::here().expect("namespaces"),
+            origin: Arc::new(kata_storage::origin::Origin::here().expect("origin")),
             config: Arc::new(config),
             vmm: Arc::new(vmm.clone()),
             events,

@@ -17,6 +17,7 @@ use kata_sandbox::{
     Event, MACHINE_LOST, NewContainer, Process, Sandbox, SandboxError, Surroundings, describe, network,
 };
 use kata_storage::namespace;
+use kata_storage::origin::Origin;
 use kata_testkit::agent::ECHO_PORT;
 use kata_testkit::machine::FakeVmm;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -76,6 +77,7 @@ impl Lab {
             vmm: Arc::new(vmm.clone()),
             outside: Outside::here().expect("namespaces"),
             network,
+            origin: Arc::new(Origin::here().expect("origin")),
             events: sender,
             faults: faults.clone(),
         });

@@ -1,4 +1,4 @@
-//! Bind mounts into the share.
+//! Bind mounts into the share: taken where the engine's paths mean something, shown where the guest looks.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,39 +17,83 @@ pub struct BindError {
     source: io::Error,
 }
 
-/// What is bound.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What is bound, to where and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bind {
-    /// The source is a directory; else a file.
-    pub directory: bool,
+    /// Path in the engine's namespace.
+    pub from: PathBuf,
+    /// Path below the share; it is created, with its parents.
+    pub to: PathBuf,
     /// With the mounts below the source.
     pub recursive: bool,
     /// Not writable through this mount, whoever tries.
     pub read_only: bool,
+    /// Shows what is mounted below the source later, where the engine's namespace shares it.
+    pub follows: bool,
 }
 
-/// Makes `to` (which is created, with its parents) show `from`.
-///
-/// # Errors
-/// [`BindError`]; nothing is mounted then.
-pub fn bind(from: &Path, to: &Path, how: Bind) -> Result<(), BindError> {
-    let failed = |act| {
-        move |source: io::Error| BindError {
-            from: from.to_owned(),
-            to: to.to_owned(),
+/// Something that was taken and is not shown yet. Dropping it lets it go.
+#[derive(Debug)]
+pub struct Taken {
+    how: Bind,
+    tree: Tree,
+}
+
+impl Bind {
+    /// Takes the source. To be called in the engine's namespace ([`crate::origin::Origin::visit`]).
+    ///
+    /// # Errors
+    /// [`BindError`]
+    pub fn take(self) -> Result<Taken, BindError> {
+        match Tree::copy(&self.from, self.recursive) {
+            Ok(tree) => self.settle(tree),
+            Err(error) => Err(self.failed("open the source", error)),
+        }
+    }
+
+    /// Takes `tree`, which was made for this.
+    ///
+    /// # Errors
+    /// [`BindError`]
+    pub fn settle(self, tree: Tree) -> Result<Taken, BindError> {
+        // Changed before it is seen: the flags of a mount do not follow it into the namespaces that it spreads to, so a
+        // mount made writable first would stay writable for the file server.
+        match tree.settle(self.read_only, self.follows) {
+            Ok(()) => Ok(Taken { how: self, tree }),
+            Err(error) => Err(self.failed("settle the copy", error)),
+        }
+    }
+
+    fn failed(&self, act: &'static str, source: io::Error) -> BindError {
+        BindError {
+            from: self.from.clone(),
+            to: self.to.clone(),
             act,
             source,
         }
-    };
-    make_target(to, how.directory).map_err(failed("create the mount point"))?;
-    // Changed before it is seen: the flags of a mount do not follow it into the namespaces that it spreads to, so a
-    // mount made writable first would stay writable for the file server.
-    let tree = Tree::copy(from, how.recursive).map_err(failed("open the source"))?;
-    tree.settle(how.read_only).map_err(failed("settle the copy"))?;
-    tree.attach(to).map_err(failed("attach"))
+    }
 }
 
-/// Takes back [`bind`], the mount point included.
+impl Taken {
+    /// Where it will be shown.
+    pub fn target(&self) -> &Path {
+        &self.how.to
+    }
+
+    /// Shows it. To be called in the sandbox's own namespace.
+    ///
+    /// # Errors
+    /// [`BindError`]; nothing is mounted then.
+    pub fn show(self) -> Result<(), BindError> {
+        let Self { how, tree } = self;
+        tree.is_directory()
+            .and_then(|directory| make_target(&how.to, directory))
+            .map_err(|error| how.failed("create the mount point", error))?;
+        tree.attach(&how.to).map_err(|error| how.failed("attach", error))
+    }
+}
+
+/// Takes back [`Taken::show`], the mount point included.
 ///
 /// # Errors
 /// What `umount2` or the removal failed with; that nothing is there is no error.

@@ -6,5 +6,6 @@
 pub mod bind;
 pub mod mount;
 pub mod namespace;
+pub mod origin;
 pub mod share;
 pub mod socket;

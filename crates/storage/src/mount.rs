@@ -4,10 +4,11 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use kata_sys::tree::Tree;
+use nix::mount::{MsFlags, mount};
 
 /// One mount, as containerd's `Mount` message says it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EngineMount {
     /// File system type, or `bind`.
     pub fs_type: String,
@@ -29,18 +30,29 @@ pub struct MountError {
     source: io::Error,
 }
 
-/// Mounts `what` on `target`, which must exist.
+/// Mounts `all` of them on `target` (a directory, created if need be), one over the other, and takes along what is seen
+/// there then. To be called in a copy of the engine's namespace ([`crate::origin::Origin::visit_copy`]), with which the
+/// mounts end.
 ///
 /// # Errors
-/// [`MountError`]; nothing is mounted then.
-pub fn mount_engine(what: &EngineMount, target: &Path) -> Result<(), MountError> {
-    let failed = |source: nix::errno::Errno| MountError {
+/// [`MountError`]
+pub fn assemble(all: &[EngineMount], target: &Path) -> Result<Tree, MountError> {
+    let failed = |what: &EngineMount, source| MountError {
         fs_type: what.fs_type.clone(),
         source_path: what.source.clone(),
         options: what.options.clone(),
         target: target.to_owned(),
-        source: source.into(),
+        source,
     };
+    let none = EngineMount::default();
+    std::fs::create_dir_all(target).map_err(|error| failed(all.first().unwrap_or(&none), error))?;
+    for what in all {
+        mount_one(what, target).map_err(|error| failed(what, error.into()))?;
+    }
+    Tree::copy(target, true).map_err(|error| failed(all.last().unwrap_or(&none), error))
+}
+
+fn mount_one(what: &EngineMount, target: &Path) -> nix::Result<()> {
     let (mut flags, data) = parse_options(&what.options);
     let is_bind = what.fs_type == "bind" || flags.contains(MsFlags::MS_BIND);
     let fs_type = (!is_bind).then_some(what.fs_type.as_str());
@@ -48,28 +60,14 @@ pub fn mount_engine(what: &EngineMount, target: &Path) -> Result<(), MountError>
         flags |= MsFlags::MS_BIND;
     }
     let data = (!data.is_empty()).then_some(data.as_str());
-    mount(Some(what.source.as_str()), target, fs_type, flags, data).map_err(failed)?;
+    mount(Some(what.source.as_str()), target, fs_type, flags, data)?;
     let extra = flags - (MsFlags::MS_BIND | MsFlags::MS_REC);
     if is_bind && !extra.is_empty() {
         // A bind mount takes its flags only when it is mounted again.
         let again = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | extra;
-        if let Err(error) = mount(None::<&str>, target, None::<&str>, again, None::<&str>) {
-            let _ = unmount(target);
-            return Err(failed(error));
-        }
+        mount(None::<&str>, target, None::<&str>, again, None::<&str>)?;
     }
     Ok(())
-}
-
-/// Takes back [`mount_engine`].
-///
-/// # Errors
-/// What `umount2` failed with; that nothing is mounted is no error.
-pub fn unmount(target: &Path) -> io::Result<()> {
-    match umount2(target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
-        Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
 }
 
 /// Splits options into flags of `mount(2)` and the rest, which is the file system's own.

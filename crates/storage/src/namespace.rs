@@ -6,12 +6,16 @@ use std::path::Path;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 
+use crate::origin::Origin;
+
 /// Gives this process a mount namespace of its own: mounts that the host makes later appear in it where the host
-/// shares them, mounts made in it stay in it. Must be called before the process has a second thread.
+/// shares them, mounts made in it stay in it. Answers the way back to where it came from. Must be called before the
+/// process has a second thread.
 ///
 /// # Errors
 /// What `unshare` or `mount` failed with.
-pub fn enter() -> io::Result<()> {
+pub fn enter() -> io::Result<Origin> {
+    let origin = Origin::here()?;
     unshare(CloneFlags::CLONE_NEWNS)?;
     mount(
         None::<&str>,
@@ -20,7 +24,7 @@ pub fn enter() -> io::Result<()> {
         MsFlags::MS_REC | MsFlags::MS_SLAVE,
         None::<&str>,
     )?;
-    Ok(())
+    Ok(origin)
 }
 
 /// Makes `directory` the place of the share: a small tmpfs for mount points, shared with the namespaces made from this

@@ -83,19 +83,30 @@ impl Tree {
         )
     }
 
-    /// Separates the tree from its original: what is mounted below either later does not appear below the other. With
-    /// `read_only`, nobody can write through it. Both hold for the mounts below it too.
+    /// Separates the tree from its original: what is mounted below it later does not appear below the original, and,
+    /// unless it `follows`, the other way round. With `read_only`, nobody can write through it. All holds for the mounts
+    /// below it too.
     ///
     /// # Errors
     /// What `mount_setattr` failed with.
-    pub fn settle(&self, read_only: bool) -> io::Result<()> {
+    pub fn settle(&self, read_only: bool, follows: bool) -> io::Result<()> {
         let attributes = if read_only {
             Attributes::READ_ONLY
         } else {
             Attributes::default()
         };
         let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
-        change(self.0.as_raw_fd(), EMPTY, flags, attributes, libc::MS_PRIVATE)
+        let propagation = if follows { libc::MS_SLAVE } else { libc::MS_PRIVATE };
+        change(self.0.as_raw_fd(), EMPTY, flags, attributes, propagation)
+    }
+
+    /// Whether its top is a directory.
+    ///
+    /// # Errors
+    /// What `fstat` failed with.
+    pub fn is_directory(&self) -> io::Result<bool> {
+        let stat = nix::sys::stat::fstat(&self.0)?;
+        Ok(stat.st_mode & libc::S_IFMT == libc::S_IFDIR)
     }
 
     /// The number of the descriptor that holds the tree.

@@ -163,7 +163,7 @@ fn enter(rootfs: &Path) -> Result<()> {
         None::<&str>,
     )?;
     let tree = Tree::copy(rootfs, true)?;
-    tree.settle(false)?;
+    tree.settle(false, false)?;
     tree.attach(rootfs)?;
     chdir(rootfs)?;
     // Onto itself, and what was the root away from above it.

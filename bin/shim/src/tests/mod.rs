@@ -150,6 +150,7 @@ impl Door {
             options_config: None,
             outside: OUTSIDE.get().expect("set by run").clone(),
             home: home.clone(),
+            origin: Arc::new(kata_storage::origin::Origin::here().expect("origin")),
             config: Some(dir.path().join("configuration.toml")),
             events,
             driver: Box::new(move |_| Arc::new(driver.clone())),
