@@ -1,7 +1,7 @@
 //! The keys that have an effect: one row each, how it is read and how it is shown.
 
 use crate::annotation;
-use crate::settings::{Config, CpuCount, Internetworking, SharedFs, VirtioFsCache};
+use crate::settings::{BlockAio, Config, CpuCount, Internetworking, SharedFs, VirtioFsCache};
 use crate::value::{Allowed, Shown, Value};
 
 /// A key that has an effect.
@@ -106,6 +106,37 @@ pub(crate) const KEYS: &[Key] = &[
         4096,
         1 << 24
     )),
+    key!(
+        QEMU,
+        "disable_block_device_use",
+        qemu.disable_block_device_use,
+        Value::boolean
+    ),
+    key!(
+        QEMU,
+        "block_device_aio",
+        qemu.block_device_aio,
+        read_aio,
+        |aio: &BlockAio| { Some(Value::from(aio.as_str())) }
+    ),
+    key!(
+        QEMU,
+        "block_device_cache_set",
+        qemu.block_device_cache_set,
+        Value::boolean
+    ),
+    key!(
+        QEMU,
+        "block_device_cache_direct",
+        qemu.block_device_cache_direct,
+        Value::boolean
+    ),
+    key!(
+        QEMU,
+        "block_device_cache_noflush",
+        qemu.block_device_cache_noflush,
+        Value::boolean
+    ),
     key!(QEMU, "entropy_source", qemu.entropy_source, Value::path),
     key!(QEMU, "valid_entropy_sources", qemu.valid_entropy_sources, read_patterns),
     key!(QEMU, "seccompsandbox", qemu.seccompsandbox, Value::text),
@@ -160,6 +191,12 @@ pub(crate) const KEYS: &[Key] = &[
         |model: &Internetworking| { Some(Value::from(model.as_str())) }
     ),
     key!(RUNTIME, "disable_new_netns", runtime.disable_new_netns, Value::boolean),
+    key!(
+        RUNTIME,
+        "disable_guest_empty_dir",
+        runtime.disable_guest_empty_dir,
+        Value::boolean
+    ),
     key!(RUNTIME, "experimental", runtime.experimental, Value::texts),
     key!(
         RUNTIME,
@@ -297,6 +334,11 @@ fn read_cache(value: &Value) -> Result<VirtioFsCache, Allowed> {
         VirtioFsCache::Always,
     ];
     value.choice(&caches.map(|cache| (cache.as_str(), cache)))
+}
+
+fn read_aio(value: &Value) -> Result<BlockAio, Allowed> {
+    let kinds = [BlockAio::Threads, BlockAio::Native, BlockAio::IoUring];
+    value.choice(&kinds.map(|kind| (kind.as_str(), kind)))
 }
 
 fn read_queue_size(value: &Value) -> Result<u32, Allowed> {

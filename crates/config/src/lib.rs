@@ -16,4 +16,6 @@ mod value;
 
 pub use error::{ConfigError, Oddity, Place, Warning};
 pub use load::{ENVIRONMENT, SEARCH, search_paths};
-pub use settings::{Agent, Assets, Config, CpuCount, Internetworking, Qemu, Runtime, SharedFs, VirtioFsCache};
+pub use settings::{
+    Agent, Assets, BlockAio, Config, CpuCount, Internetworking, Qemu, Runtime, SharedFs, VirtioFsCache,
+};

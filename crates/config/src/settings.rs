@@ -67,6 +67,16 @@ pub struct Qemu {
     pub virtio_fs_extra_args: Vec<String>,
     /// Largest message of a virtio-9p share, bytes.
     pub msize_9p: u32,
+    /// Bring a root file system on a block device into the guest as files, not as a disk.
+    pub disable_block_device_use: bool,
+    /// Who reads and writes disks of the guest on the host.
+    pub block_device_aio: BlockAio,
+    /// Whether the two keys after it have an effect.
+    pub block_device_cache_set: bool,
+    /// Disks go around the host's page cache.
+    pub block_device_cache_direct: bool,
+    /// Flushes of the guest are not carried out.
+    pub block_device_cache_noflush: bool,
     /// File of the host that feeds the guest's random number generator.
     pub entropy_source: PathBuf,
     /// Patterns of paths that the annotation `entropy_source` may name.
@@ -114,6 +124,8 @@ pub struct Runtime {
     pub internetworking_model: Internetworking,
     /// With [`Internetworking::None`]: the sandbox stays in the network namespace that it is started in.
     pub disable_new_netns: bool,
+    /// Keep `emptyDir` volumes in memory on the host, and share them with the guest as files.
+    pub disable_guest_empty_dir: bool,
     /// Names of experimental features.
     pub experimental: Vec<String>,
     /// How long the creation of a container may take, boot included.
@@ -162,6 +174,17 @@ pub enum VirtioFsCache {
     Auto,
     /// Everything.
     Always,
+}
+
+/// Who reads and writes a disk on the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockAio {
+    /// Threads of the VMM.
+    Threads,
+    /// The kernel, by `io_submit`.
+    Native,
+    /// The kernel, by `io_uring`.
+    IoUring,
 }
 
 /// A kernel and the initramfs that goes with it.
@@ -265,6 +288,12 @@ impl Default for Qemu {
             virtio_fs_extra_args: Vec::new(),
             // As large as the guest's driver takes: every message is a round trip.
             msize_9p: 512_000,
+            disable_block_device_use: false,
+            // Kata's own default, io_uring, is forbidden on many hosts.
+            block_device_aio: BlockAio::Threads,
+            block_device_cache_set: false,
+            block_device_cache_direct: false,
+            block_device_cache_noflush: false,
             entropy_source: "/dev/urandom".into(),
             valid_entropy_sources: ["/dev/urandom", "/dev/random"].map(str::to_owned).into(),
             seccompsandbox: String::new(),
@@ -297,6 +326,7 @@ impl Default for Runtime {
             enable_vcpus_pinning: false,
             internetworking_model: Internetworking::Tcfilter,
             disable_new_netns: false,
+            disable_guest_empty_dir: false,
             experimental: Vec::new(),
             create_container_timeout: Duration::from_secs(60),
         }
@@ -321,6 +351,17 @@ impl Internetworking {
             Self::Tcfilter => "tcfilter",
             Self::Macvtap => "macvtap",
             Self::None => "none",
+        }
+    }
+}
+
+impl BlockAio {
+    /// As written in the file.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Threads => "threads",
+            Self::Native => "native",
+            Self::IoUring => "io_uring",
         }
     }
 }

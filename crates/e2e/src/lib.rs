@@ -6,6 +6,7 @@ pub mod bundle;
 pub mod command;
 pub mod containerd;
 pub mod cri;
+pub mod disk;
 pub mod docker;
 pub mod expect;
 pub mod fixture;

@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 
 use kata_e2e::against_both;
 use kata_e2e::bundle::Bundle;

@@ -6,11 +6,15 @@ use std::path::{Path, PathBuf};
 use kata_e2e::against_both;
 use kata_e2e::command::Outcome;
 use kata_e2e::containerd::Containerd;
+use kata_e2e::disk::LoopDevice;
 use kata_e2e::fixture::Shared;
 use kata_e2e::lab::Lab;
 use kata_e2e::runtime::Kind;
 
-against_both!(mounts_made_after_the_pod_was_started_are_found,);
+against_both!(
+    mounts_made_after_the_pod_was_started_are_found,
+    a_block_device_is_read_and_written,
+);
 
 fn containerd() -> &'static Containerd<'static> {
     static LAB: Shared<Lab> = Shared::new();
@@ -88,4 +92,20 @@ fn mounts_made_after_the_pod_was_started_are_found(kind: Kind) {
 
     outcome.ok().stdout("late\n");
     assert_eq!(fs::read_to_string(inside.join("answer")).expect("answer"), "answer\n");
+}
+
+fn a_block_device_is_read_and_written(kind: Kind) {
+    let pod = pod(kind);
+    let device = LoopDevice::new(&pod.dir.join("disk"), 8);
+    device.write(b"outside");
+    let node = device.node().display().to_string();
+    let script = format!(
+        "head -c 7 {node}; echo; blockdev --getsize64 {node}; printf inside. | dd of={node} conv=notrunc 2>/dev/null; sync"
+    );
+
+    let outcome = pod.run("disk", &["--device", &node], &script);
+
+    outcome.ok().stdout("outside\n8388608\n");
+    assert_eq!(device.bytes(8), b"inside.\0");
+    assert!(device.close(), "somebody still has {node} open");
 }

@@ -88,10 +88,19 @@ impl Options {
         if mount.typ().as_deref() == Some("bind") {
             options.bind = Some(false);
         }
-        for option in mount.options().iter().flatten() {
-            options.add(option);
-        }
+        options.extend(mount.options().as_deref().unwrap_or_default());
         options
+    }
+
+    /// Reads options as `mount -o` takes them.
+    pub fn of(list: &[String]) -> Self {
+        let mut options = Self::default();
+        options.extend(list);
+        options
+    }
+
+    fn extend(&mut self, list: &[String]) {
+        list.iter().for_each(|option| self.add(option));
     }
 
     fn add(&mut self, option: &str) {

@@ -25,6 +25,8 @@ pub enum Device {
         /// Directory on the host.
         source: PathBuf,
     },
+    /// What disks are attached to while the machine runs ([`crate::Disk`]).
+    DiskController,
     /// Entropy from a file of the host.
     Rng {
         /// `/dev/urandom` or the like.

@@ -4,9 +4,11 @@
 //! [`Machine`] comes out; nothing is written back into the question. No driver, no I/O lives here.
 
 mod device;
+mod disk;
 mod port;
 mod spec;
 
 pub use device::{Device, Wire};
+pub use disk::{Disk, DiskAccess, DiskAddress, DiskAio};
 pub use port::{Exit, ExitWatch, Machine, MachineError, Transport, Vmm};
 pub use spec::{Accelerator, Boot, Channel, Growth, MachineSpec, MemoryBacking, MemoryGrowth};

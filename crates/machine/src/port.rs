@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
-use crate::MachineSpec;
+use crate::{Disk, DiskAddress, MachineSpec};
 
 /// A byte stream to the guest's agent.
 pub trait Transport: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
@@ -137,6 +137,19 @@ pub trait Machine: Send + Sync {
     /// # Errors
     /// [`MachineError::Refused`], [`MachineError::Silent`]
     async fn resume(&self) -> Result<(), MachineError>;
+
+    /// Attaches a disk.
+    ///
+    /// # Errors
+    /// [`MachineError::Refused`], [`MachineError::Silent`]; [`MachineError::Unsupported`] without a controller or when
+    /// it is full. The machine has no part of the disk then.
+    async fn attach(&self, disk: Disk) -> Result<DiskAddress, MachineError>;
+
+    /// Detaches a disk. The guest must not use it any more.
+    ///
+    /// # Errors
+    /// [`MachineError::Refused`], [`MachineError::Silent`]
+    async fn detach(&self, disk: DiskAddress) -> Result<(), MachineError>;
 
     /// Ends the VMM: waits up to `grace` for the guest's own power-off, then kills it. The process is gone on return.
     async fn halt(&self, grace: Duration);

@@ -1,16 +1,18 @@
 //! The plan of a container: what the host binds into the share, and what the agent is asked for.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use kata_bundle::oci::{LinuxResources, Process};
 use kata_bundle::{Bundle, Role, check_process};
 use kata_config::Config;
-use kata_wire::names::ROOTFS_DIR;
+use kata_machine::DiskAccess;
+use kata_wire::names::{ROOTFS_DIR, SHARE_MOUNT};
 use serde::{Serialize, Serializer};
 
+use crate::disk::{self, DiskPlan};
 use crate::pod::check_id;
 use crate::volume::{self, Fate, SocketPlan, VolumePlan};
-use crate::{CpuWish, Demand, Facts, PlanError, cgroup, demand, guest_spec, seccomp};
+use crate::{CpuWish, Demand, Facts, PlanError, cgroup, demand, device, guest_spec, seccomp};
 
 /// A container that does not exist yet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -28,21 +30,29 @@ pub struct ContainerPlan {
     pub demand: Demand,
     /// What it says of the host's CPUs.
     pub cpu_wish: CpuWish,
+    /// Disks that are attached for it.
+    pub disks: Vec<DiskPlan>,
+    /// How the VMM reaches them.
+    pub disk_access: DiskAccess,
     /// What the agent is asked for.
     pub guest: GuestContainer,
     /// What of the specification has no effect or another one in a guest, for people.
     pub notes: Vec<String>,
 }
 
-/// A root file system.
+/// A root file system. Whether the container may write to it is enforced by the guest, after it has made mount points.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct RootfsPlan {
-    /// On the host.
-    pub source: PathBuf,
-    /// Where the host binds it, relative to the share's directory.
-    pub share_path: PathBuf,
-    /// The container may not write to it. The guest enforces that, after it has made mount points in it.
-    pub read_only: bool,
+#[serde(rename_all = "snake_case")]
+pub enum RootfsPlan {
+    /// A directory, seen through the share.
+    Shared {
+        /// On the host.
+        source: PathBuf,
+        /// Where the host binds it, relative to the share's directory.
+        share_path: PathBuf,
+    },
+    /// On the first of the container's disks.
+    Disk,
 }
 
 /// What the agent is asked for.
@@ -85,9 +95,42 @@ pub fn container(id: &str, bundle: &Bundle, config: &Config, facts: &Facts) -> R
         Some(wanted) if !config.runtime.disable_guest_seccomp => seccomp::compile(wanted)?,
         _ => seccomp::Filter::default(),
     };
-    let notes = guest_spec::notes(bundle.role(), spec);
-    let guest_spec = guest_spec::rewrite(id, bundle.role(), spec, &fates)?;
-    let read_only = spec.root().as_ref().and_then(|root| root.readonly()).unwrap_or(false);
+    let mut notes = guest_spec::notes(bundle.role(), spec);
+    let devices = device::decide(spec)?;
+    if devices.left_out > 0 {
+        notes.push(format!(
+            "devices: {} of the host's are left out of a privileged container",
+            devices.left_out
+        ));
+    }
+    let rootfs_disk = facts
+        .disk_rootfs
+        .as_ref()
+        .and_then(|wanted| disk::rootfs(id, wanted, config));
+    let root_on_disk = rootfs_disk.as_ref().and_then(|disk| disk.mount.as_ref());
+    let root = match root_on_disk {
+        Some(mount) => PathBuf::from(&mount.mount_point),
+        None => Path::new(SHARE_MOUNT).join(id).join(ROOTFS_DIR),
+    };
+    let rootfs = match root_on_disk {
+        Some(_) => RootfsPlan::Disk,
+        None => RootfsPlan::Shared {
+            source: bundle.rootfs().to_owned(),
+            share_path: [id, ROOTFS_DIR].iter().collect(),
+        },
+    };
+    let mut disks: Vec<DiskPlan> = rootfs_disk.into_iter().chain(devices.disks).collect();
+    disks.extend(fates.iter().filter_map(|fate| match fate {
+        Fate::Disk { disk, .. } => Some(disk.clone()),
+        _ => None,
+    }));
+    let view = guest_spec::View {
+        root,
+        fates: &fates,
+        nodes: devices.nodes,
+        disks: &disks,
+    };
+    let guest_spec = guest_spec::rewrite(id, bundle.role(), spec, &view)?;
     let (mut volumes, mut sockets) = (Vec::new(), Vec::new());
     for fate in fates {
         match fate {
@@ -98,11 +141,7 @@ pub fn container(id: &str, bundle: &Bundle, config: &Config, facts: &Facts) -> R
     }
     Ok(ContainerPlan {
         id: id.into(),
-        rootfs: RootfsPlan {
-            source: bundle.rootfs().to_owned(),
-            share_path: [id, ROOTFS_DIR].iter().collect(),
-            read_only,
-        },
+        rootfs,
         demand: demand::of_spec(spec),
         cpu_wish: cgroup::wish_of(spec),
         guest: GuestContainer {
@@ -114,6 +153,8 @@ pub fn container(id: &str, bundle: &Bundle, config: &Config, facts: &Facts) -> R
         },
         volumes,
         sockets,
+        disk_access: disk::access(config),
+        disks,
         notes,
     })
 }
@@ -135,7 +176,7 @@ pub fn exec_process(id: &str, process: &Process) -> Result<Vec<u8>, PlanError> {
 pub fn update(resources_json: &[u8]) -> Result<Update, PlanError> {
     let resources: LinuxResources =
         serde_json::from_slice(resources_json).map_err(|source| PlanError::Resources { source })?;
-    let guest = guest_spec::rewrite_resources(&resources);
+    let guest = guest_spec::rewrite_resources(&resources, &[]);
     Ok(Update {
         notes: guest_spec::resource_notes(&resources),
         guest_json: serde_json::to_vec(&guest)?,

@@ -44,6 +44,18 @@ pub enum PlanError {
         /// What it is.
         kind: SourceKind,
     },
+    /// A device that no guest has.
+    #[error("the device {} ({kind} {major}:{minor}) cannot be given to a guest", path.display())]
+    Device {
+        /// In the container.
+        path: PathBuf,
+        /// `c` or `b`
+        kind: String,
+        /// As written.
+        major: i64,
+        /// As written.
+        minor: i64,
+    },
     /// The survey has not looked at a path of [`crate::bind_sources`]: a bug of ours.
     #[error("bug: the source {} of a mount was not surveyed", source_path.display())]
     Unsurveyed {

@@ -8,6 +8,7 @@ use kata_machine::Accelerator;
 use kata_netlink::Network;
 use serde::Serialize;
 
+use crate::disk::DiskRootfs;
 use crate::volume;
 
 /// The host, as far as plans depend on it.
@@ -43,6 +44,10 @@ pub struct Facts {
     pub share_dir: PathBuf,
     /// What each path of [`bind_sources`] is.
     pub source_kinds: BTreeMap<PathBuf, SourceKind>,
+    /// Major and minor number of each of them that is a block device.
+    pub block_devices: BTreeMap<PathBuf, (u32, u32)>,
+    /// The root file system that the engine leaves to us, if it lies on a disk.
+    pub disk_rootfs: Option<DiskRootfs>,
     /// Size of the file system at [`shm_source`], bytes; `None` if there is none.
     pub shm_bytes: Option<u64>,
 }

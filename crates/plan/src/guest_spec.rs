@@ -8,25 +8,39 @@ use std::path::{Component, Path, PathBuf};
 
 use kata_bundle::Role;
 use kata_bundle::oci::{
-    Hooks, Linux, LinuxBlockIo, LinuxNamespace, LinuxNamespaceType, LinuxResources, Mount, Process, Root, Spec,
+    Hooks, Linux, LinuxBlockIo, LinuxDevice, LinuxNamespace, LinuxNamespaceType, LinuxResources, Mount, Process, Root,
+    Spec,
 };
-use kata_wire::names::{POD_NAMESPACES, ROOTFS_DIR, SHARE_MOUNT};
+use kata_wire::names::POD_NAMESPACES;
 
-use crate::PlanError;
+use crate::disk::DiskPlan;
 use crate::volume::{self, Fate};
+use crate::{PlanError, device};
 
 /// Keys of `resources.unified` whose values name things of the host or that the guest has not.
 const FOREIGN_CONTROLLERS: [&str; 5] = ["cpuset.", "hugetlb.", "rdma.", "io.", "misc."];
 
-/// The specification for the guest. `fates` are those of its mounts.
+/// What was decided about the container's files and devices.
+pub(crate) struct View<'a> {
+    /// Where the guest has its root file system.
+    pub root: PathBuf,
+    /// Of each mount.
+    pub fates: &'a [Fate],
+    /// Those that the guest makes.
+    pub nodes: Vec<LinuxDevice>,
+    /// Those that are attached.
+    pub disks: &'a [DiskPlan],
+}
+
+/// The specification for the guest.
 ///
 /// # Errors
 /// [`PlanError::Unsupported`]
-pub(crate) fn rewrite(id: &str, role: &Role, spec: &Spec, fates: &[Fate]) -> Result<Spec, PlanError> {
+pub(crate) fn rewrite(id: &str, role: &Role, spec: &Spec, view: &View<'_>) -> Result<Spec, PlanError> {
     let mut root = Root::default();
-    root.set_path(PathBuf::from(format!("{SHARE_MOUNT}/{id}/{ROOTFS_DIR}")))
+    root.set_path(view.root.clone())
         .set_readonly(spec.root().as_ref().and_then(Root::readonly));
-    let mounts = spec.mounts().iter().flatten().zip(fates);
+    let mounts = spec.mounts().iter().flatten().zip(view.fates);
     let mut guest = Spec::default();
     guest
         .set_version(spec.version().clone())
@@ -41,7 +55,7 @@ pub(crate) fn rewrite(id: &str, role: &Role, spec: &Spec, fates: &[Fate]) -> Res
         .set_linux(
             spec.linux()
                 .as_ref()
-                .map(|linux| rewrite_linux(id, role, linux))
+                .map(|linux| rewrite_linux(id, role, linux, view))
                 .transpose()?,
         );
     Ok(guest)
@@ -165,6 +179,10 @@ fn rewrite_mount(mount: &Mount, fate: &Fate) -> Mount {
             guest.set_source(Some(source.clone()));
             become_bind(&mut guest, &mut options);
         }
+        Fate::Disk { node, .. } => {
+            guest.set_source(Some(node.clone()));
+            become_bind(&mut guest, &mut options);
+        }
         Fate::Volume(volume) => {
             guest.set_source(Some(PathBuf::from(&volume.guest_path)));
             become_bind(&mut guest, &mut options);
@@ -198,12 +216,18 @@ fn start_hooks(spec: &Spec) -> Option<Hooks> {
     Some(hooks)
 }
 
-fn rewrite_linux(id: &str, role: &Role, linux: &Linux) -> Result<Linux, PlanError> {
+fn rewrite_linux(id: &str, role: &Role, linux: &Linux, view: &View<'_>) -> Result<Linux, PlanError> {
     let mut guest = linux.clone();
     guest
         .set_namespaces(Some(namespaces(role, linux)?))
         .set_cgroups_path(Some(cgroup_path(id, linux.cgroups_path().as_deref())))
-        .set_resources(linux.resources().as_ref().map(rewrite_resources))
+        .set_devices((!view.nodes.is_empty()).then(|| view.nodes.clone()))
+        .set_resources(
+            linux
+                .resources()
+                .as_ref()
+                .map(|resources| rewrite_resources(resources, view.disks)),
+        )
         // Compiled by the host and sent beside the specification.
         .set_seccomp(None)
         .set_mount_label(None)
@@ -271,12 +295,18 @@ fn cgroup_path(id: &str, wanted: Option<&Path>) -> PathBuf {
 }
 
 /// Limits for the guest.
-pub(crate) fn rewrite_resources(resources: &LinuxResources) -> LinuxResources {
+pub(crate) fn rewrite_resources(resources: &LinuxResources, disks: &[DiskPlan]) -> LinuxResources {
     let mut guest = resources.clone();
     if let Some(cpu) = guest.cpu_mut() {
         cpu.set_cpus(None).set_mems(None);
     }
     guest
+        .set_devices(
+            resources
+                .devices()
+                .as_ref()
+                .map(|rules| device::guest_rules(rules, disks)),
+        )
         .set_block_io(resources.block_io().as_ref().and_then(rewrite_block_io))
         .set_unified(resources.unified().as_ref().map(rewrite_unified))
         // The guest has neither huge pages nor adapters.

@@ -6,6 +6,8 @@
 mod cgroup;
 mod container;
 mod demand;
+mod device;
+mod disk;
 mod error;
 mod facts;
 mod features;
@@ -21,6 +23,7 @@ mod volume;
 pub use cgroup::{CgroupPlan, CpuWish, HostLimits, Split};
 pub use container::{ContainerPlan, GuestContainer, RootfsPlan, Update, container, exec_process, update};
 pub use demand::Demand;
+pub use disk::{DiskMount, DiskPlan, DiskRootfs, DiskSource};
 pub use error::PlanError;
 pub use facts::{Facts, SourceKind, bind_sources, shm_source};
 pub use features::{OCI_VERSION, features};

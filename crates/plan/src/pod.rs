@@ -75,6 +75,7 @@ pub fn pod(id: &str, bundle: &Bundle, config: &Config, facts: &Facts) -> Result<
         Device::Rng {
             source: config.qemu.entropy_source.clone(),
         },
+        Device::DiskController,
     ];
     devices.extend(network.devices(config, facts));
     let machine = MachineSpec {

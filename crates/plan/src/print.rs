@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::share::SharePlan;
-use crate::{ContainerPlan, PodPlan};
+use crate::{ContainerPlan, PodPlan, RootfsPlan};
 
 /// What would be run. Displayed, it is a page for people; serialized, it is everything.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -53,13 +53,13 @@ impl fmt::Display for Printout<'_> {
             writeln!(f, "  {note}")?;
         }
         let access = |read_only| if read_only { "read-only" } else { "writable" };
-        let rootfs = &container.rootfs;
-        writeln!(
-            f,
-            "  root file system: {} ({})",
-            rootfs.source.display(),
-            access(rootfs.read_only)
-        )?;
+        match &container.rootfs {
+            RootfsPlan::Shared { source, .. } => writeln!(f, "  root file system: {}", source.display())?,
+            RootfsPlan::Disk => writeln!(f, "  root file system: on a disk")?,
+        }
+        for disk in &container.disks {
+            writeln!(f, "  disk {}: {} ({})", disk.name, disk.source, access(disk.read_only))?;
+        }
         for volume in &container.volumes {
             let (source, destination) = (volume.source.display(), volume.destination.display());
             writeln!(f, "  volume: {source} at {destination} ({})", access(volume.read_only))?;

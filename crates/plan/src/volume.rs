@@ -1,7 +1,7 @@
 //! What becomes of each mount of a specification.
 //!
-//! Refuses what cannot be shared with a guest yet: devices, datagram sockets, pipes, and file systems that need the host's
-//! disks.
+//! Refuses what cannot be shared with a guest yet: datagram sockets, pipes, character devices outside of `/dev`, and file
+//! systems that need the host's disks.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -9,6 +9,7 @@ use kata_bundle::oci::{Mount, Spec};
 use kata_wire::names::{SHARE_MOUNT, VOLUMES_DIR, socket_path};
 use serde::Serialize;
 
+use crate::disk::{self, DiskPlan, DiskSource};
 use crate::{Facts, PlanError, SourceKind};
 
 /// File systems that the guest's kernel makes out of nothing.
@@ -92,6 +93,8 @@ pub(crate) enum Fate {
     OfTheGuest { source: PathBuf },
     /// The container's shared memory: memory of the guest, of this size.
     SharedMemory { bytes: u64 },
+    /// A block device: a disk of the machine.
+    Disk { disk: DiskPlan, node: PathBuf },
     /// Seen through the share.
     Volume(VolumePlan),
     /// Connected through the channel.
@@ -180,8 +183,23 @@ fn volume(container: &str, index: usize, mount: &Mount, facts: &Facts) -> Result
             });
         }
         // As Kata: a device of the host is the guest's device of the same name.
-        SourceKind::CharDevice | SourceKind::BlockDevice if source.starts_with("/dev") => {
+        SourceKind::CharDevice if source.starts_with("/dev") => {
             return Ok(Fate::OfTheGuest { source });
+        }
+        SourceKind::BlockDevice => {
+            let Some(&(major, minor)) = facts.block_devices.get(&source) else {
+                return Err(PlanError::Unsurveyed { source_path: source });
+            };
+            let name = format!("mount-{index}");
+            return Ok(Fate::Disk {
+                node: disk::node(container, &name),
+                disk: DiskPlan {
+                    name,
+                    source: DiskSource::Device { major, minor },
+                    read_only: is_read_only(mount),
+                    mount: None,
+                },
+            });
         }
         kind => {
             return Err(PlanError::SourceKind {

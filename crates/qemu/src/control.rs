@@ -5,15 +5,18 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use kata_sys::passing;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::timeout;
 
 /// The longest line that is listened to, bytes.
@@ -21,6 +24,9 @@ const LINE_LIMIT: usize = 1 << 20;
 
 /// Longest wait for room in the socket; QEMU reads commands one at a time, but reads.
 const WRITE_LIMIT: Duration = Duration::from_secs(5);
+
+/// How many devices may leave before who waits for one must have looked.
+const DELETED_KEPT: usize = 16;
 
 /// Why a command has no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -69,6 +75,7 @@ impl From<io::Error> for ControlError {
 #[derive(Debug)]
 pub(crate) struct Control {
     requests: mpsc::Sender<Request>,
+    deleted: broadcast::Sender<String>,
 }
 
 /// What QEMU has said about the guest's end, once it has.
@@ -77,6 +84,8 @@ pub(crate) type LastWords = Arc<Mutex<Option<String>>>;
 #[derive(Debug)]
 struct Request {
     command: &'static str,
+    arguments: Value,
+    descriptor: Option<OwnedFd>,
     reply: oneshot::Sender<Result<Value, ControlError>>,
 }
 
@@ -100,8 +109,9 @@ impl Control {
             _ => return Err(garbage(&greeting)),
         }
         let (requests, received) = mpsc::channel(8);
-        tokio::spawn(converse(lines, writer, received, last_words));
-        let control = Self { requests };
+        let deleted = broadcast::Sender::new(DELETED_KEPT);
+        tokio::spawn(converse(lines, writer, received, last_words, deleted.clone()));
+        let control = Self { requests, deleted };
         control.execute("qmp_capabilities", limit).await?;
         Ok(control)
     }
@@ -111,15 +121,63 @@ impl Control {
     /// # Errors
     /// [`ControlError`]; after [`ControlError::Silent`] the answer, should it come, is dropped.
     pub(crate) async fn execute(&self, command: &'static str, limit: Duration) -> Result<Value, ControlError> {
+        self.execute_with(command, Value::Null, None, limit).await
+    }
+
+    /// Listens from now on for devices that leave the machine.
+    pub(crate) fn deletions(&self) -> Deletions {
+        Deletions(self.deleted.subscribe())
+    }
+
+    /// Runs a command with its arguments (an object, or null for none), and a descriptor that is handed over with it.
+    ///
+    /// # Errors
+    /// As [`Self::execute`].
+    pub(crate) async fn execute_with(
+        &self,
+        command: &'static str,
+        arguments: Value,
+        descriptor: Option<OwnedFd>,
+        limit: Duration,
+    ) -> Result<Value, ControlError> {
         let (reply, answer) = oneshot::channel();
+        let request = Request {
+            command,
+            arguments,
+            descriptor,
+            reply,
+        };
         let exchange = async {
-            self.requests
-                .send(Request { command, reply })
-                .await
-                .map_err(|_| ControlError::Closed)?;
+            self.requests.send(request).await.map_err(|_| ControlError::Closed)?;
             answer.await.map_err(|_| ControlError::Closed)?
         };
         timeout(limit, exchange)
+            .await
+            .map_err(|_| ControlError::Silent { limit })?
+    }
+}
+
+/// Names of devices as they leave the machine.
+#[derive(Debug)]
+pub(crate) struct Deletions(broadcast::Receiver<String>);
+
+impl Deletions {
+    /// Waits until the device `name` has left.
+    ///
+    /// # Errors
+    /// [`ControlError::Silent`], [`ControlError::Closed`]
+    pub(crate) async fn wait_for(mut self, name: &str, limit: Duration) -> Result<(), ControlError> {
+        let heard = async {
+            loop {
+                match self.0.recv().await {
+                    Ok(device) if device != name => {}
+                    // So many have left that some names are lost: perhaps this one.
+                    Ok(_) | Err(RecvError::Lagged(_)) => return Ok(()),
+                    Err(RecvError::Closed) => return Err(ControlError::Closed),
+                }
+            }
+        };
+        timeout(limit, heard)
             .await
             .map_err(|_| ControlError::Silent { limit })?
     }
@@ -131,6 +189,7 @@ async fn converse(
     mut writer: OwnedWriteHalf,
     mut requests: mpsc::Receiver<Request>,
     last_words: LastWords,
+    deleted: broadcast::Sender<String>,
 ) {
     let mut waiting: HashMap<u64, Request> = HashMap::new();
     let mut number = 0;
@@ -142,17 +201,28 @@ async fn converse(
                     Some(request) => drop(request.reply.send(result)),
                     None => tracing::warn!(id, "QMP answer to no command"),
                 },
-                Ok(Line::Event { name, data }) => note_event(&name, &data, &last_words),
+                Ok(Line::Event { name, data }) => {
+                    note_event(&name, &data, &last_words);
+                    if let ("DEVICE_DELETED", Some(device)) = (name.as_str(), data["device"].as_str()) {
+                        // Mostly nobody waits.
+                        let _ = deleted.send(device.to_owned());
+                    }
+                }
                 Ok(Line::Greeting { .. }) => break ControlError::Garbage { what: "a second greeting".into() },
                 Err(error) => break error,
             },
             request = requests.recv() => {
-                let Some(request) = request else { return };
+                let Some(mut request) = request else { return };
                 number += 1;
-                let line = format!("{}\n", json!({ "execute": request.command, "id": number }));
+                let mut line = json!({ "execute": request.command, "id": number });
+                if !request.arguments.is_null() {
+                    line["arguments"] = request.arguments.take();
+                }
+                let line = format!("{line}\n");
+                let descriptor = request.descriptor.take();
                 waiting.retain(|_, waiting| !waiting.reply.is_closed());
                 waiting.insert(number, request);
-                match timeout(WRITE_LIMIT, writer.write_all(line.as_bytes())).await {
+                match timeout(WRITE_LIMIT, write(&mut writer, line.as_bytes(), descriptor)).await {
                     Ok(Ok(())) => {}
                     Ok(Err(error)) => break error.into(),
                     Err(_) => break ControlError::Silent { limit: WRITE_LIMIT },
@@ -170,6 +240,21 @@ async fn converse(
     while let Some(request) = requests.recv().await {
         let _ = request.reply.send(Err(end.clone()));
     }
+}
+
+/// Writes all of `bytes`, and the descriptor with the first of them.
+async fn write(writer: &mut OwnedWriteHalf, bytes: &[u8], descriptor: Option<OwnedFd>) -> io::Result<()> {
+    let Some(descriptor) = descriptor else {
+        return writer.write_all(bytes).await;
+    };
+    let (first, rest) = bytes.split_at(1);
+    let socket: &UnixStream = writer.as_ref();
+    socket
+        .async_io(Interest::WRITABLE, || {
+            passing::send(socket.as_fd(), first, Some(descriptor.as_fd()))
+        })
+        .await?;
+    writer.write_all(rest).await
 }
 
 fn note_event(name: &str, data: &Value, last_words: &LastWords) {

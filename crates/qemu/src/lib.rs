@@ -1,12 +1,13 @@
 //! The QEMU driver: a [`MachineSpec`] becomes a QEMU process that is driven by QMP.
 //!
-//! `render` decides (pure), `launch` starts and watches the process, `control` talks QMP, `channel` reaches the agent,
+//! `render` decides (pure), `launch` starts and watches the process, `control` talks QMP, `disk` attaches disks, `channel` reaches the agent,
 //! `accelerator` finds out whether KVM is usable. No file is written but `console.log`, and that only for debugging.
 
 mod accelerator;
 mod board;
 mod channel;
 mod control;
+mod disk;
 mod launch;
 mod machine;
 mod render;

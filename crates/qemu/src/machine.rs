@@ -2,16 +2,19 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use kata_machine::{Channel, ExitWatch, Machine, MachineError, MachineSpec, Transport};
+use kata_machine::{Channel, Disk, DiskAddress, ExitWatch, Machine, MachineError, MachineSpec, Transport};
 use kata_sys::tsc;
+use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use crate::control::{Control, ControlError};
+use crate::disk::Disks;
 use crate::launch::{self, Launched, Process};
 use crate::tail::Tail;
 use crate::{channel, render};
@@ -33,6 +36,7 @@ pub(crate) struct QemuMachine {
     control: Control,
     console: Tail,
     process: Process,
+    disks: Disks,
 }
 
 /// The command that [`boot`] runs.
@@ -81,6 +85,7 @@ pub(crate) async fn boot(spec: &MachineSpec, greeting_limit: Duration) -> Result
                 control,
                 console,
                 process,
+                disks: Disks::default(),
             })
         }
         Err(error) => {
@@ -166,7 +171,31 @@ impl Drop for Traces {
 
 impl QemuMachine {
     async fn execute(&self, command: &'static str) -> Result<(), MachineError> {
-        match self.control.execute(command, COMMAND_LIMIT).await {
+        self.execute_with(command, Value::Null, None).await
+    }
+
+    /// Removes a device, and waits until it has left.
+    pub(crate) async fn unplug(&self, name: &str) -> Result<(), MachineError> {
+        const COMMAND: &str = "device_del";
+        let deletions = self.control.deletions();
+        self.execute_with(COMMAND, json!({ "id": name }), None).await?;
+        match deletions.wait_for(name, COMMAND_LIMIT).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(explain(&self.process, &self.vmm, COMMAND, error).await),
+        }
+    }
+
+    pub(crate) async fn execute_with(
+        &self,
+        command: &'static str,
+        arguments: Value,
+        descriptor: Option<OwnedFd>,
+    ) -> Result<(), MachineError> {
+        let done = self
+            .control
+            .execute_with(command, arguments, descriptor, COMMAND_LIMIT)
+            .await;
+        match done {
             Ok(_) => Ok(()),
             Err(error) => Err(explain(&self.process, &self.vmm, command, error).await),
         }
@@ -204,6 +233,14 @@ impl Machine for QemuMachine {
 
     async fn resume(&self) -> Result<(), MachineError> {
         self.execute("cont").await
+    }
+
+    async fn attach(&self, disk: Disk) -> Result<DiskAddress, MachineError> {
+        self.disks.attach(self, disk).await
+    }
+
+    async fn detach(&self, disk: DiskAddress) -> Result<(), MachineError> {
+        self.disks.detach(self, disk).await
     }
 
     async fn halt(&self, grace: Duration) {

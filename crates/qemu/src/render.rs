@@ -258,6 +258,8 @@ fn add_device(
             let options = format!("fsdev=fs{index},mount_tag={}", escape(tag));
             line.add("-device", board.virtio("virtio-9p", &options));
         }
+        // The guest gets its driver when it gets its first disk.
+        Device::DiskController => line.add("-device", board.virtio("virtio-scsi", "id=scsi")),
         Device::Rng { source } => {
             line.add(
                 "-object",

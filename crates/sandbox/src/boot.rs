@@ -39,12 +39,16 @@ impl Sandbox {
         self.watch(&machine, started);
         let vmm_ready = Instant::now();
         self.note("start the file server and the VMM", began).await;
-        let guest = self.reach_agent(plan, machine, vmm_ready, steps).await?;
+        let guest = self.reach_agent(plan, machine.clone(), vmm_ready, steps).await?;
         if self.network.is_some() {
             serve_localhost(&guest, steps)?;
         }
         let kept = guest.clone();
-        self.ask(move |state| state.guest = Some(kept)).await?;
+        self.ask(move |state| {
+            state.guest = Some(kept);
+            state.machine = Some(machine);
+        })
+        .await?;
         Ok(guest)
     }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use kata_agent_client::{Agent, AgentError, Process};
 use kata_bundle::{Bundle, BundleError};
-use kata_plan::{ContainerPlan, Facts};
+use kata_plan::{ContainerPlan, Facts, RootfsPlan};
 use kata_storage::bind::{Bind, Taken, unbind};
 use kata_storage::mount::{EngineMount, assemble};
 use kata_storage::socket::HostSocket;
@@ -80,7 +80,7 @@ impl Sandbox {
     async fn undo_pod(&self) {
         let steps = self
             .ask(|state| {
-                state.guest = None;
+                state.forget_machine();
                 state.network = None;
                 state.record.helpers.clear();
                 state.record.network = None;
@@ -101,12 +101,13 @@ impl Sandbox {
         if let Some(hooks) = &hooks {
             self.run_create_hooks(hooks, own).await?;
         }
-        let facts = self.abroad(|| survey::facts(&self.config, &self.home, bundle.spec()))??;
+        let facts = self.abroad(|| survey::facts(&self.config, &self.home, bundle.spec(), &container.rootfs))??;
         let plan = kata_plan::container(&container.id, &bundle, &self.config, &facts)?;
         for note in &plan.notes {
             tracing::info!(container = plan.id, "{note}");
         }
         let binds = self.take(container, &plan)?;
+        let disks = self.open_disks(&plan.disks)?;
         self.note("survey the host and plan", began).await;
         let guest = if self.is_first(&container.id) {
             let facts = Facts {
@@ -119,8 +120,10 @@ impl Sandbox {
         };
         let began = Instant::now();
         self.show(&plan.id, binds, own)?;
+        let disks = self.attach_disks(disks, plan.disk_access, own).await?;
         let sockets = self.abroad(|| open_sockets(&plan, own))??;
-        let copying = create_in_guest(&guest, &plan, stdio, sockets, container.stdio.terminal, own).await?;
+        let request = request(&plan, disks, &sockets, &stdio, container.stdio.terminal);
+        let copying = create_in_guest(&guest, request, stdio, sockets, own).await?;
         self.note("create the container", began).await;
         Ok(Built {
             copying,
@@ -165,12 +168,15 @@ impl Sandbox {
     /// Takes everything of the host that the container sees; nothing of it is to be seen yet.
     fn take(&self, container: &NewContainer, plan: &ContainerPlan) -> Result<Vec<Taken>, SandboxError> {
         let share = self.home.share();
-        let rootfs = Bind {
-            from: plan.rootfs.source.clone(),
-            to: share.join(&plan.rootfs.share_path),
-            recursive: true,
-            read_only: false,
-            follows: false,
+        let rootfs = match &plan.rootfs {
+            RootfsPlan::Shared { source, share_path } => Some(Bind {
+                from: source.clone(),
+                to: share.join(share_path),
+                recursive: true,
+                read_only: false,
+                follows: false,
+            }),
+            RootfsPlan::Disk => None,
         };
         let volumes = plan.volumes.iter().map(|volume| Bind {
             from: volume.source.clone(),
@@ -179,15 +185,15 @@ impl Sandbox {
             read_only: volume.read_only,
             follows: false,
         });
-        if container.rootfs.is_empty() {
-            let all = std::iter::once(rootfs).chain(volumes);
-            return Ok(self.abroad(|| all.map(Bind::take).collect::<Result<_, _>>())??);
+        let mut taken = Vec::new();
+        match rootfs {
+            Some(rootfs) if !container.rootfs.is_empty() => {
+                let assembled = self.origin.visit_copy(|| assemble(&container.rootfs, &rootfs.from));
+                taken.push(rootfs.settle(assembled.map_err(|source| SandboxError::Origin { source })??)?);
+            }
+            Some(rootfs) => taken.push(self.abroad(|| rootfs.take())??),
+            None => {}
         }
-        let assembled = self
-            .origin
-            .visit_copy(|| assemble(&container.rootfs, &rootfs.from))
-            .map_err(|source| SandboxError::Origin { source })??;
-        let mut taken = vec![rootfs.settle(assembled)?];
         taken.extend(self.abroad(|| volumes.map(Bind::take).collect::<Result<Vec<_>, _>>())??);
         Ok(taken)
     }
@@ -337,16 +343,14 @@ fn load(container: &NewContainer) -> Result<Bundle, BundleError> {
     Ok(bundle)
 }
 
-async fn create_in_guest(
-    guest: &Agent,
+fn request(
     plan: &ContainerPlan,
-    stdio: HostStdio,
-    sockets: Sockets,
+    disks: Vec<proto::Disk>,
+    sockets: &Sockets,
+    stdio: &HostStdio,
     terminal: bool,
-    own: &mut Steps,
-) -> Result<Copying, SandboxError> {
-    own.next("container in the guest")?;
-    let request = proto::CreateContainerRequest {
+) -> proto::CreateContainerRequest {
+    proto::CreateContainerRequest {
         container_id: plan.id.clone(),
         spec_json: plan.guest.spec_json.clone(),
         seccomp_filter: plan.guest.seccomp_filter.clone(),
@@ -354,20 +358,32 @@ async fn create_in_guest(
         stdio: Some(stdio.announce(terminal)).into(),
         keep_namespaces: plan.guest.keep_namespaces,
         sockets: sockets.announce(),
+        disks,
         ..Default::default()
-    };
+    }
+}
+
+async fn create_in_guest(
+    guest: &Agent,
+    request: proto::CreateContainerRequest,
+    stdio: HostStdio,
+    sockets: Sockets,
+    own: &mut Steps,
+) -> Result<Copying, SandboxError> {
+    own.next("container in the guest")?;
+    let process = Process::init(&request.container_id);
     guest.create_container(request).await?;
     let agent = guest.clone();
-    let id: Arc<str> = Arc::from(plan.id.as_str());
+    let id: Arc<str> = Arc::from(process.container.as_str());
     own.done("container in the guest", move || async move {
         forgive_lost(agent.delete_container(&id).await).map_err(|error| error.to_string())
     });
-    let serving = sockets.serve(guest, &plan.id);
+    let serving = sockets.serve(guest, &process.container);
     own.done("sockets", move || async move {
         drop(serving);
         Ok(())
     });
-    Ok(stdio.connect(guest, &Process::init(&plan.id)).await?)
+    Ok(stdio.connect(guest, &process).await?)
 }
 
 /// A guest that is gone has forgotten everything.

@@ -88,6 +88,15 @@ pub enum SandboxError {
         /// Its name.
         name: String,
     },
+    /// A disk cannot be opened.
+    #[error("cannot open the {disk}")]
+    Disk {
+        /// Which.
+        disk: String,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
     /// The namespace that engines speak of cannot be visited.
     #[error("cannot visit the mount namespace that the sandbox process came from")]
     Origin {

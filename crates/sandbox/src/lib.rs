@@ -6,6 +6,7 @@
 mod actor;
 mod boot;
 pub mod container;
+mod disk;
 pub mod error;
 pub mod hooks;
 pub mod lifecycle;

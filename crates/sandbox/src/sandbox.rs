@@ -10,11 +10,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kata_agent_client::{Agent, AgentError, Process};
 use kata_config::Config;
-use kata_machine::Vmm;
+use kata_machine::{Machine, Vmm};
 use kata_storage::origin::Origin;
 use tokio::sync::{mpsc, watch};
 
 use crate::actor::Owner;
+use crate::disk::Disks;
 use crate::error::SandboxError;
 use crate::hooks::HostHooks;
 use crate::lifecycle::{ExitStatus, Phase, Pod, Refusal};
@@ -156,6 +157,10 @@ pub(crate) struct State {
     pub guest: Option<Agent>,
     /// The machine's network, once it is made.
     pub network: Option<PodNetwork>,
+    /// The machine, while it runs.
+    pub machine: Option<Arc<dyn Machine>>,
+    /// Disks that are attached to it.
+    pub disks: Disks,
     /// How the pod's own things (share, file server, machine) are taken back.
     pub steps: Option<Steps>,
     pub containers: BTreeMap<String, ContainerThings>,
@@ -203,7 +208,7 @@ impl State {
 
     /// Every process of the pod has ended, because the machine has.
     pub fn machine_lost(&mut self) {
-        self.guest = None;
+        self.forget_machine();
         let status = ExitStatus {
             code: MACHINE_LOST,
             at_unix_nanos: now_unix_nanos(),
@@ -211,6 +216,13 @@ impl State {
         for process in self.pod.processes() {
             self.exited(&process, status);
         }
+    }
+
+    /// What went with the machine.
+    pub fn forget_machine(&mut self) {
+        self.guest = None;
+        self.machine = None;
+        self.disks = Disks::default();
     }
 
     pub fn note_helper(&mut self, pid: u32) -> Result<(), SandboxError> {
@@ -267,6 +279,8 @@ impl Sandbox {
             pod: Pod::default(),
             guest: None,
             network: None,
+            machine: None,
+            disks: Disks::default(),
             steps: None,
             containers: BTreeMap::new(),
             processes: BTreeMap::new(),
@@ -311,9 +325,13 @@ impl Sandbox {
 
     pub(crate) async fn guest(&self) -> Result<Agent, SandboxError> {
         let guest = self.ask(|state| state.guest.clone()).await?;
-        guest.ok_or_else(|| SandboxError::NoMachine {
+        guest.ok_or_else(|| self.no_machine())
+    }
+
+    pub(crate) fn no_machine(&self) -> SandboxError {
+        SandboxError::NoMachine {
             id: self.id.to_string(),
-        })
+        }
     }
 
     /// Where a process stands.

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use kata_bundle::oci::Spec;
 use kata_config::Config;
-use kata_plan::{Facts, SourceKind};
+use kata_plan::{DiskRootfs, DiskSource, Facts, SourceKind};
+use kata_storage::mount::EngineMount;
 use kata_storage::socket::is_datagram;
+use nix::sys::stat::{major, minor};
 
 use crate::record::Home;
 
@@ -50,15 +52,17 @@ fn list(paths: &[PathBuf]) -> String {
     names.join(" or ")
 }
 
-/// Gathers the facts for a container of `spec` in the sandbox at `home`; the network is left to whoever knows the pod's
-/// namespace.
+/// Gathers the facts for a container of `spec` in the sandbox at `home`, whose root file system is mounted already
+/// unless `rootfs` says how. The network is left to whoever knows the pod's
+/// namespace. To be called where the engine's paths mean something.
 ///
 /// # Errors
 /// [`SurveyError`]
-pub fn facts(config: &Config, home: &Home, spec: &Spec) -> Result<Facts, SurveyError> {
+pub fn facts(config: &Config, home: &Home, spec: &Spec, rootfs: &[EngineMount]) -> Result<Facts, SurveyError> {
     let (kernel, initrd) = assets(config)?;
     let choice = kata_qemu::probe();
     let vsock = Path::new("/dev/vhost-vsock").exists();
+    let sources = kata_plan::bind_sources(spec);
     Ok(Facts {
         accelerator: choice.accelerator,
         accelerator_reason: choice.reason,
@@ -74,13 +78,18 @@ pub fn facts(config: &Config, home: &Home, spec: &Spec) -> Result<Facts, SurveyE
         network: None,
         run_dir: home.path().to_owned(),
         share_dir: home.share(),
-        source_kinds: kata_plan::bind_sources(spec)
+        block_devices: sources
+            .iter()
+            .filter_map(|source| Some((source.clone(), block_device(source)?)))
+            .collect(),
+        source_kinds: sources
             .into_iter()
             .map(|source| {
                 let kind = kind_of(&source);
                 (source, kind)
             })
             .collect::<BTreeMap<_, _>>(),
+        disk_rootfs: disk_rootfs(rootfs),
         shm_bytes: kata_plan::shm_source(spec).and_then(|source| size_of_file_system(&source)),
     })
 }
@@ -190,6 +199,34 @@ fn kind_of(source: &Path) -> SourceKind {
     } else {
         SourceKind::Socket
     }
+}
+
+/// Its number, if that is what the path leads to.
+fn block_device(path: &Path) -> Option<(u32, u32)> {
+    let data = std::fs::metadata(path).ok()?;
+    let number = data.rdev();
+    let part = |number: u64| u32::try_from(number).ok();
+    data.file_type()
+        .is_block_device()
+        .then_some((part(major(number))?, part(minor(number))?))
+}
+
+/// The root file system, if it is a single mount of a block device or of the image of one.
+fn disk_rootfs(mounts: &[EngineMount]) -> Option<DiskRootfs> {
+    let [only] = mounts else { return None };
+    let path = Path::new(&only.source);
+    let source = match block_device(path) {
+        Some((major, minor)) => DiskSource::Device { major, minor },
+        None if only.options.iter().any(|option| option == "loop") && path.is_file() => {
+            DiskSource::File { path: path.to_owned() }
+        }
+        None => return None,
+    };
+    Some(DiskRootfs {
+        source,
+        fs_type: only.fs_type.clone(),
+        options: only.options.clone(),
+    })
 }
 
 /// Size of the file system at `source`, bytes.

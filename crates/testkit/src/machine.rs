@@ -1,10 +1,11 @@
 //! A machine without a VMM: its guest is a [`FakeAgent`], at the other end of a pipe in this process.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use kata_machine::{Exit, ExitWatch, Machine, MachineError, MachineSpec, Transport, Vmm};
+use kata_machine::{Disk, DiskAddress, Exit, ExitWatch, Machine, MachineError, MachineSpec, Transport, Vmm};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -16,6 +17,7 @@ pub struct FakeVmm {
     /// The agent in every machine.
     pub agent: FakeAgent,
     machines: Arc<Mutex<Vec<watch::Sender<Option<Exit>>>>>,
+    disks: Arc<Mutex<BTreeMap<DiskAddress, Disk>>>,
     mute: bool,
 }
 
@@ -32,6 +34,11 @@ impl FakeVmm {
     pub fn running(&self) -> usize {
         let machines = self.machines.lock().unwrap_or_else(PoisonError::into_inner);
         machines.iter().filter(|exit| exit.borrow().is_none()).count()
+    }
+
+    /// How many disks are attached.
+    pub fn disks(&self) -> usize {
+        self.disks.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     /// Ends all machines, as if their processes had been killed.
@@ -52,6 +59,7 @@ fn killed() -> Exit {
 
 struct FakeMachine {
     agent: FakeAgent,
+    disks: Arc<Mutex<BTreeMap<DiskAddress, Disk>>>,
     mute: bool,
     exit: watch::Sender<Option<Exit>>,
     serving: Mutex<Vec<JoinHandle<()>>>,
@@ -69,6 +77,7 @@ impl Vmm for FakeVmm {
         machines.push(exit.clone());
         Ok(Box::new(FakeMachine {
             agent: self.agent.clone(),
+            disks: self.disks.clone(),
             mute: self.mute,
             exit,
             serving: Mutex::default(),
@@ -117,7 +126,27 @@ impl Machine for FakeMachine {
         Ok(())
     }
 
+    async fn attach(&self, disk: Disk) -> Result<DiskAddress, MachineError> {
+        let mut disks = self.disks.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = disks.last_key_value().map_or(0, |(address, _)| address.target);
+        let address = DiskAddress { target: last + 1 };
+        disks.insert(address, disk);
+        Ok(address)
+    }
+
+    async fn detach(&self, disk: DiskAddress) -> Result<(), MachineError> {
+        let mut disks = self.disks.lock().unwrap_or_else(PoisonError::into_inner);
+        match disks.remove(&disk) {
+            Some(_) => Ok(()),
+            None => Err(MachineError::Refused {
+                command: "detach".into(),
+                reason: format!("no disk at target {}", disk.target),
+            }),
+        }
+    }
+
     async fn halt(&self, _: Duration) {
+        self.disks.lock().unwrap_or_else(PoisonError::into_inner).clear();
         self.exit.send_if_modified(|exit| {
             let runs = exit.is_none();
             if runs {

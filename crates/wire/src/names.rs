@@ -20,6 +20,7 @@ pub const VOLUMES_DIR: &str = "volumes";
 
 /// Where the guest keeps the namespaces of the pod's first container (`ipc`, `uts`, `pid`) for the others to join.
 pub const POD_NAMESPACES: &str = "/run/kata/namespaces";
+
 /// Where the guest makes the sockets that stand for sockets of the host, one directory a container.
 pub const SOCKETS_DIR: &str = "/run/kata/sockets";
 
@@ -27,6 +28,10 @@ pub const SOCKETS_DIR: &str = "/run/kata/sockets";
 pub fn socket_path(container: &str, number: u32) -> String {
     format!("{SOCKETS_DIR}/{container}/{number}")
 }
+
+/// Where the guest has a directory for each container that brings disks: in it a link to the node of each disk, by the
+/// disk's name, and `root`, the mount point of a root file system.
+pub const DISKS_DIR: &str = "/run/kata/disks";
 
 /// File in the initramfs that lists the kernel modules to load, one absolute path a line, in order.
 pub const MODULES_LIST: &str = "/etc/kata-modules";

@@ -14,8 +14,8 @@ use kata_wire::proto::{CreateContainerRequest, CreateContainerResponse, Empty, U
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-use super::ids;
 use super::refusal::Refusal;
+use super::{disk, ids};
 use crate::descriptor::watch;
 use crate::pod::{Container, Phase, Pod};
 use crate::process::{Plumbing, Process, Until, listen};
@@ -55,6 +55,7 @@ pub async fn create(pod: Arc<Pod>, request: CreateContainerRequest) -> Result<Cr
             })
         }
         Err(refusal) => {
+            disk::release(id);
             pod.with(|state| {
                 state.streams.forget_container(id);
                 state.containers.remove(id)
@@ -66,8 +67,9 @@ pub async fn create(pod: Arc<Pod>, request: CreateContainerRequest) -> Result<Cr
 
 async fn make(pod: &Pod, request: &CreateContainerRequest) -> Result<Container, Refusal> {
     let id = request.container_id.as_str();
-    let spec = serde_json::from_slice(&request.spec_json)
+    let mut spec = serde_json::from_slice(&request.spec_json)
         .map_err(|error| Refusal::Invalid(format!("the spec of container {id}: {error}")))?;
+    disk::bring(&pod.modules, id, &request.disks, &mut spec).await?;
     let filter = Filter {
         instructions: request.seccomp_filter.clone(),
         flags: request.seccomp_flags,
@@ -187,6 +189,9 @@ pub async fn delete(pod: Arc<Pod>, id: String) -> Result<Empty, Refusal> {
         return Ok(Empty::new());
     };
     let gone = empty_and_remove(&container.jail).await;
+    if gone.is_ok() {
+        disk::release(&id);
+    }
     pod.with(|state| match gone {
         Ok(()) => {
             state.containers.remove(&id);

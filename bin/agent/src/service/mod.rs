@@ -2,6 +2,7 @@
 //! host stops waiting for it.
 
 mod container;
+mod disk;
 mod ids;
 mod network;
 mod numbers;

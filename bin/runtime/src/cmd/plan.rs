@@ -44,7 +44,7 @@ pub fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let home = Home::of(&crate::container::client::place_of(globals, &args.id)?);
     let facts = Facts {
         network: network::preview(&bundle, &config)?,
-        ..survey::facts(&config, &home, bundle.spec())?
+        ..survey::facts(&config, &home, bundle.spec(), &[])?
     };
     let pod = kata_plan::pod(&args.id, &bundle, &config, &facts)?;
     let container = kata_plan::container(&args.id, &bundle, &config, &facts)?;

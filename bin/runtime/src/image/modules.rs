@@ -81,7 +81,7 @@ pub struct Wish {
 
 /// The modules that guests use: at start what the channel needs on either bus, then what carries the share, root file
 /// systems, the network and entropy.
-pub const WISHES: [Wish; 14] = [
+pub const WISHES: [Wish; 17] = [
     Wish {
         name: "virtio_pci",
         at_start: true,
@@ -120,6 +120,18 @@ pub const WISHES: [Wish; 14] = [
     },
     Wish {
         name: "virtio_blk",
+        at_start: false,
+    },
+    Wish {
+        name: "virtio_scsi",
+        at_start: false,
+    },
+    Wish {
+        name: "sd_mod",
+        at_start: false,
+    },
+    Wish {
+        name: "tun",
         at_start: false,
     },
     Wish {

@@ -28,6 +28,8 @@ pub fn facts() -> Facts {
         run_dir: "/run/kata/1f".into(),
         share_dir: "/run/kata/1f/share".into(),
         source_kinds: BTreeMap::new(),
+        block_devices: BTreeMap::new(),
+        disk_rootfs: None,
         shm_bytes: None,
     }
 }
