@@ -170,14 +170,15 @@ fn mount_fresh(spec: &Mount, options: &Options) -> Result<(), Fault> {
         "cgroup" => "cgroup2",
         other => other,
     };
+    let hidden_mode = fs::metadata(spec.destination()).ok().map(|there| there.mode() & 0o7777);
     let target = mount_point(spec, Kind::Directory)?;
     let mut data = options.data.clone();
     if kind == "cgroup2" {
         // Such options speak of version 1.
         data.clear();
     } else if kind == "tmpfs" && !data.iter().any(|option| option.starts_with("mode=")) {
-        let mode = fs::metadata(&target).on("stat", &target)?.mode() & 0o7777;
-        data.push(format!("mode={mode:o}"));
+        // It looks like the directory that it hides; where none was, it is a tmpfs's own 1777.
+        data.extend(hidden_mode.map(|mode| format!("mode={mode:o}")));
     }
     let hidden = if options.copy_up {
         Some(File::open(&target).on("open", &target)?)
