@@ -104,7 +104,6 @@ fn what_cannot_be_mounted_is_refused_by_name() {
         ),
         (SourceKind::DatagramSocket, "it is a datagram socket"),
         (SourceKind::Fifo, "it is a named pipe"),
-        (SourceKind::BlockDevice, "it is a block device"),
         (SourceKind::CharDevice, "it is a character device"),
     ] {
         let error = plan_with(&spec, "/srv/x", kind).unwrap_err().to_string();
