@@ -4,7 +4,8 @@
 //! The host may bring its stream late, lose it and bring another. Before the first one comes, a process that writes
 //! waits; after one has broken, what it writes is thrown away, or it would wait for ever for a host that has gone.
 
-use kata_wire::mux::{BLOCK, Stream};
+use kata_wire::block;
+use kata_wire::mux::Stream;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 
@@ -25,28 +26,26 @@ pub enum AtEnd {
 /// From the process to the host, to the end; then the host reads the end too.
 pub async fn outward(mut process: Descriptor, mut streams: Streams) {
     let Some(mut first) = streams.recv().await else { return };
-    let mut block = vec![0; BLOCK];
     let mut host = Some(&mut first);
     let mut replacement;
     loop {
-        let length = tokio::select! {
+        let block = tokio::select! {
             Some(next) = streams.recv() => {
                 replacement = next;
                 host = Some(&mut replacement);
                 continue;
             }
-            read = process.read(&mut block) => read.unwrap_or(0),
+            read = block::read(&mut process) => read.unwrap_or_default(),
         };
-        if length == 0 {
+        if block.is_empty() {
             break;
         }
         if let Some(stream) = &mut host
-            && stream.write_all(block.get(..length).unwrap_or_default()).await.is_err()
+            && stream.write_all(&block).await.is_err()
         {
             host = None;
         }
     }
-    drop(block);
     if let Some(stream) = host
         && stream.shutdown().await.is_ok()
     {
@@ -58,14 +57,13 @@ pub async fn outward(mut process: Descriptor, mut streams: Streams) {
 
 /// From the host to the process.
 pub async fn inward(mut process: Descriptor, mut streams: Streams, at_end: AtEnd) {
-    let mut block = vec![0; BLOCK];
     while let Some(mut stream) = streams.recv().await {
-        while let Ok(length @ 1..) = stream.read(&mut block).await {
-            if process
-                .write_all(block.get(..length).unwrap_or_default())
-                .await
-                .is_err()
-            {
+        loop {
+            let block = block::read(&mut stream).await.unwrap_or_default();
+            if block.is_empty() {
+                break;
+            }
+            if process.write_all(&block).await.is_err() {
                 // The process does not read any more; the host learns it by the reset.
                 return;
             }
@@ -78,8 +76,7 @@ pub async fn inward(mut process: Descriptor, mut streams: Streams, at_end: AtEnd
 
 /// Throws away what a process writes that nobody wants to read.
 pub async fn nowhere(mut process: Descriptor) {
-    let mut block = vec![0; BLOCK];
-    while matches!(process.read(&mut block).await, Ok(1..)) {}
+    while block::read(&mut process).await.is_ok_and(|block| !block.is_empty()) {}
 }
 
 #[cfg(test)]

@@ -3,11 +3,12 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use kata_wire::mux;
 use kata_wire::stream::Header;
 use tokio::sync::mpsc;
 
-/// Most streams kept for processes that are not there yet.
-const MOST_EARLY: usize = 192;
+/// Most streams kept for processes that are not there yet: no fewer than there can be, for what is lost here is output.
+const MOST_EARLY: usize = mux::MAX_STREAMS;
 
 /// The pairing.
 #[derive(Debug)]
@@ -102,6 +103,6 @@ mod tests {
         }
         assert_eq!(table.early.len(), MOST_EARLY);
         assert!(table.expect(header(Kind::Stdin, "0")).try_recv().is_err());
-        assert!(table.expect(header(Kind::Stdin, "200")).try_recv().is_ok());
+        assert!(table.expect(header(Kind::Stdin, "20")).try_recv().is_ok());
     }
 }

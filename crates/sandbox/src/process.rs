@@ -5,6 +5,7 @@ use std::time::Instant;
 use kata_agent_client::{Agent, AgentError, Process};
 use kata_wire::proto;
 use nix::libc;
+use tokio::sync::mpsc;
 
 use crate::error::SandboxError;
 use crate::hooks::Moment;
@@ -115,7 +116,13 @@ impl Sandbox {
         // Streams may come before their process, so both are asked for at once and one round trip is saved.
         let (started, copying) = tokio::join!(guest.exec(request), host.connect(&guest, process));
         started?;
-        let copying: Copying = copying?;
+        let mut copying: Copying = copying?;
+        if let Some(client_gone) = copying.client_gone() {
+            tokio::spawn(
+                self.clone()
+                    .bury_when_left(client_gone, process.clone(), stdio.terminal),
+            );
+        }
         let wanted = process.clone();
         let size = self
             .ask(move |state| {
@@ -130,6 +137,23 @@ impl Sandbox {
             let _ = guest.resize_terminal(process, columns, rows).await;
         }
         Ok(())
+    }
+
+    /// Sees to an exec whose last client has gone without a word: its terminal, if it has one, hangs up; once it has
+    /// ended it is forgotten, because nobody will ask for it.
+    async fn bury_when_left(self, mut client_gone: mpsc::Receiver<()>, exec: Process, terminal: bool) {
+        if client_gone.recv().await.is_none() {
+            return;
+        }
+        tracing::info!(container = exec.container, exec = exec.exec, "its client has gone");
+        if terminal && let Err(error) = self.signal(&exec, libc::SIGHUP.unsigned_abs(), false).await {
+            tracing::debug!(%error, "it has ended already");
+        }
+        if self.wait(&exec).await.is_ok()
+            && let Err(error) = self.delete(&exec).await
+        {
+            tracing::debug!(%error, "it is forgotten already");
+        }
     }
 
     /// Reports the end of `process` when it comes.

@@ -372,7 +372,14 @@ impl Sandbox {
         let mut exit = self
             .ask(move |state| -> Result<_, Refusal> {
                 state.pod.phase(&wanted)?;
-                Ok(state.processes.get(&wanted).map(|things| things.exit.subscribe()))
+                let things = state.processes.get_mut(&wanted);
+                Ok(things.map(|things| {
+                    // Who waits has opened its ends, and has taken their names away if nobody else is to come.
+                    if let Some(copying) = &mut things.copying {
+                        copying.leave_to_client();
+                    }
+                    things.exit.subscribe()
+                }))
             })
             .await??
             .ok_or(SandboxError::Closing)?;

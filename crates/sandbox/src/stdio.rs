@@ -2,7 +2,8 @@
 //! channel.
 //!
 //! The sandbox holds its own writer on the stdin fifo until it is told to close it, so a client that detaches does not end the
-//! process's input; and its own reader on the output fifos, so a client that comes late or again finds them alive.
+//! process's input; and its own readers on the output fifos, so a client that comes late or again finds them alive. Where the
+//! fifos have no names any more nobody can come: the client that has them is the last, and is missed when it goes.
 
 mod log_program;
 mod output;
@@ -13,10 +14,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kata_agent_client::{Agent, AgentError, Process};
-use kata_wire::mux::{BLOCK, Stream};
+use kata_wire::block;
+use kata_wire::mux::Stream;
 use kata_wire::stream::Kind;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::unix::pipe;
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::outside::Outside;
@@ -123,6 +126,15 @@ impl Writer {
             Self::File(file) => file.write_all(bytes),
         }
     }
+
+    /// Resolves when nobody reads what is written any more.
+    async fn readers_gone(&self) {
+        match self {
+            // Fails only while the runtime is shutting down.
+            Self::Pipe(pipe) => drop(pipe.ready(Interest::ERROR).await),
+            Self::File(_) => std::future::pending().await,
+        }
+    }
 }
 
 /// The host's ends, opened before the process exists.
@@ -131,6 +143,7 @@ pub struct HostStdio {
     stdin: Option<(pipe::Receiver, pipe::Sender)>,
     stdout: Option<Writer>,
     stderr: Option<Writer>,
+    output_readers: Vec<pipe::Receiver>,
     programs: Vec<LogProgram>,
     /// No client waits at the other end for all that was written.
     is_kept: bool,
@@ -142,11 +155,13 @@ impl HostStdio {
     /// # Errors
     /// [`StdioError`] for what cannot be opened or started.
     pub async fn open(stdio: &Stdio, client: &Client<'_>) -> Result<Self, StdioError> {
-        let stdin = stdio.stdin.as_deref().map(open_input).transpose()?;
+        let stdin = stdio.stdin.as_deref();
+        let stdin = stdin.map(|path| open_fifo("stdin", path)).transpose()?;
         let mut this = Self {
             stdin,
             stdout: None,
             stderr: None,
+            output_readers: Vec::new(),
             programs: Vec::new(),
             is_kept: false,
         };
@@ -176,8 +191,9 @@ impl HostStdio {
         self.is_kept |= !matches!(output.place(), Place::Fifo(_));
         match output.place() {
             Place::Fifo(path) => {
-                let opened = pipe::OpenOptions::new().read_write(true).open_sender(path);
-                Ok((Writer::Pipe(opened.map_err(failed(stream, path))?), None))
+                let (reader, writer) = open_fifo(stream, path)?;
+                self.output_readers.push(reader);
+                Ok((Writer::Pipe(writer), None))
             }
             Place::File(path) => {
                 if let Some(parent) = path.parent() {
@@ -218,6 +234,9 @@ impl HostStdio {
         let mut copying = Copying::default();
         copying.programs = self.programs;
         copying.is_kept = self.is_kept;
+        copying.output_readers = self.output_readers;
+        let (missed, client_gone) = mpsc::channel(1);
+        copying.client_gone = Some(client_gone);
         if let Some((reader, writer)) = self.stdin {
             let stream = agent.stdio(Kind::Stdin, process).await?;
             copying.stdin_writer = Some(writer);
@@ -226,20 +245,23 @@ impl HostStdio {
         for (writer, kind) in [(self.stdout, Kind::Stdout), (self.stderr, Kind::Stderr)] {
             if let Some(writer) = writer {
                 let stream = agent.stdio(kind, process).await?;
-                copying.outputs.push(tokio::spawn(copy_out(stream, writer)));
+                copying
+                    .outputs
+                    .push(tokio::spawn(copy_out(stream, writer, missed.clone())));
             }
         }
         Ok(copying)
     }
 }
 
-fn open_input(path: &Path) -> Result<(pipe::Receiver, pipe::Sender), StdioError> {
+/// Both ends, in this order: a writer is not opened without a reader.
+fn open_fifo(stream: &'static str, path: &Path) -> Result<(pipe::Receiver, pipe::Sender), StdioError> {
     let reader = pipe::OpenOptions::new()
         .open_receiver(path)
-        .map_err(failed("stdin", path))?;
+        .map_err(failed(stream, path))?;
     let writer = pipe::OpenOptions::new()
         .open_sender(path)
-        .map_err(failed("stdin", path))?;
+        .map_err(failed(stream, path))?;
     Ok((reader, writer))
 }
 
@@ -254,6 +276,8 @@ pub struct Copying {
     stdin_writer: Option<pipe::Sender>,
     input: Option<JoinHandle<()>>,
     outputs: Vec<JoinHandle<()>>,
+    output_readers: Vec<pipe::Receiver>,
+    client_gone: Option<mpsc::Receiver<()>>,
     programs: Vec<LogProgram>,
     is_kept: bool,
 }
@@ -266,6 +290,20 @@ impl Copying {
     /// gone too and all they wrote is read.
     pub fn close_stdin(&mut self) {
         self.stdin_writer = None;
+    }
+
+    /// Gives up the sandbox's own readers on output fifos that have no names any more: the client that reads them is the
+    /// last.
+    pub fn leave_to_client(&mut self) {
+        self.output_readers.retain(|reader| {
+            let still_named = nix::sys::stat::fstat(reader).map(|fifo| fifo.st_nlink > 0);
+            still_named.unwrap_or(true)
+        });
+    }
+
+    /// What says that nobody reads the process's output any more, nor ever will. Given out once.
+    pub fn client_gone(&mut self) -> Option<mpsc::Receiver<()>> {
+        self.client_gone.take()
     }
 
     /// Ends the copying of a process that has ended. Files and log programs get all of its output first; a client at a
@@ -297,34 +335,35 @@ impl Drop for Copying {
 }
 
 async fn copy_in(mut from: pipe::Receiver, mut to: Stream) {
-    let mut block = vec![0; BLOCK];
     loop {
-        match from.read(&mut block).await {
-            Ok(0) | Err(_) => break,
-            Ok(length) => {
-                if to.write_all(&block[..length]).await.is_err() || to.flush().await.is_err() {
-                    return;
-                }
-            }
+        let block = block::read(&mut from).await.unwrap_or_default();
+        if block.is_empty() {
+            break;
+        }
+        if to.write_all(&block).await.is_err() || to.flush().await.is_err() {
+            return;
         }
     }
     let _ = to.shutdown().await;
     // Kept until the process closes its end: dropping the stream now would take back what is still on its way.
-    let _ = to.read(&mut block[..1]).await;
+    let _ = to.read(&mut [0]).await;
 }
 
-async fn copy_out(mut from: Stream, mut to: Writer) {
-    let mut block = vec![0; BLOCK];
+async fn copy_out(mut from: Stream, mut to: Writer, missed: mpsc::Sender<()>) {
     loop {
-        match from.read(&mut block).await {
-            Ok(0) | Err(_) => break,
-            Ok(length) => {
-                if to.write(&block[..length]).await.is_err() {
-                    break;
-                }
-            }
+        let block = tokio::select! {
+            read = block::read(&mut from) => read.unwrap_or_default(),
+            () = to.readers_gone() => break,
+        };
+        if block.is_empty() {
+            drop(to);
+            let _ = from.shutdown().await;
+            return;
+        }
+        if to.write(&block).await.is_err() {
+            break;
         }
     }
-    drop(to);
-    let _ = from.shutdown().await;
+    // Dropped as it is, the stream is reset, and the process finds its pipe broken.
+    let _ = missed.try_send(());
 }

@@ -9,6 +9,7 @@
 //!
 //! What it refuses: it knows no OCI, no VMM, no container. Whatever comes from the guest is bounded before it is read.
 
+pub mod block;
 pub mod handshake;
 pub mod mux;
 pub mod names;

@@ -7,9 +7,10 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::mux::{BLOCK, Stream};
+use crate::block;
+use crate::mux::Stream;
 
 /// Carries bytes until both directions have ended.
 ///
@@ -67,8 +68,7 @@ impl Failure {
 }
 
 struct Direction {
-    block: Box<[u8]>,
-    filled: usize,
+    block: Vec<u8>,
     written: usize,
     /// The reader has ended.
     at_end: bool,
@@ -81,8 +81,7 @@ struct Direction {
 impl Direction {
     fn new() -> Self {
         Self {
-            block: vec![0; BLOCK].into(),
-            filled: 0,
+            block: Vec::new(),
             written: 0,
             at_end: false,
             closed: false,
@@ -113,7 +112,7 @@ impl Direction {
         W: AsyncWrite + Unpin,
     {
         loop {
-            match self.block.get(self.written..self.filled) {
+            match self.block.get(self.written..) {
                 Some(rest @ [_, ..]) if !self.discards => {
                     match ready!(Pin::new(&mut *writer).poll_write(cx, rest)).map_err(Failure::Write)? {
                         0 => return Poll::Ready(Err(Failure::Write(io::ErrorKind::WriteZero.into()))),
@@ -122,11 +121,11 @@ impl Direction {
                 }
                 _ if self.at_end => return Poll::Ready(Ok(())),
                 _ => {
-                    let mut space = ReadBuf::new(&mut self.block);
-                    ready!(Pin::new(&mut *reader).poll_read(cx, &mut space)).map_err(Failure::Read)?;
-                    self.filled = space.filled().len();
+                    // What is written already is not kept while there is nothing to follow it.
+                    self.block = Vec::new();
                     self.written = 0;
-                    self.at_end = self.filled == 0;
+                    self.block = ready!(block::poll_read(cx, reader)).map_err(Failure::Read)?;
+                    self.at_end = self.block.is_empty();
                 }
             }
         }

@@ -1,0 +1,178 @@
+//! What the tests of this crate share: a sandbox with a fake machine and a fake agent, and real steps on the host: mounts (so
+//! these tests need root), fifos, records.
+
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kata_config::{Config, SharedFs};
+use kata_sandbox::outside::Outside;
+use kata_sandbox::record::{Home, Record};
+use kata_sandbox::stdio::Stdio;
+use kata_sandbox::step::Faults;
+use kata_sandbox::{Event, NewContainer, Process, Sandbox, SandboxError, Surroundings, network};
+use kata_storage::namespace;
+use kata_storage::origin::Origin;
+use kata_testkit::machine::FakeVmm;
+use tokio::sync::mpsc;
+
+/// A pod's surroundings in a directory of its own.
+pub struct Lab {
+    pub dir: tempfile::TempDir,
+    pub vmm: FakeVmm,
+    pub faults: Faults,
+    pub events: mpsc::UnboundedReceiver<Event>,
+    pub sandbox: Sandbox,
+    /// A socket of the host that the container gets, and its number.
+    pub service: (UnixListener, u32),
+}
+
+impl Lab {
+    pub fn new(vmm: FakeVmm, faults: Faults) -> Self {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let bundle = dir.path().join("bundle");
+        std::fs::create_dir_all(bundle.join("rootfs")).expect("mkdir");
+        std::fs::create_dir_all(dir.path().join("volume")).expect("mkdir");
+        for asset in ["vmlinux", "initrd.img"] {
+            std::fs::write(dir.path().join(asset), "x").expect("write");
+        }
+        let mut spec = serde_json::to_value(kata_bundle::default_spec()).expect("json");
+        spec["process"]["terminal"] = false.into();
+        let volume = serde_json::json!({
+            "destination": "/data", "type": "bind", "source": dir.path().join("volume"), "options": ["rbind", "ro"],
+        });
+        let service = dir.path().join("service");
+        let listener = UnixListener::bind(&service).expect("bind");
+        listener.set_nonblocking(true).expect("set");
+        let socket = serde_json::json!({"destination": "/s", "type": "bind", "source": service, "options": ["bind"]});
+        let mounts = spec["mounts"].as_array_mut().expect("mounts");
+        let number = u32::try_from(mounts.len() + 1).expect("few");
+        mounts.extend([volume, socket]);
+        std::fs::write(bundle.join("config.json"), spec.to_string()).expect("write");
+
+        let loaded = kata_bundle::Bundle::load(&bundle).expect("bundle");
+        let home = Home::at(dir.path().join("home"));
+        std::fs::create_dir(home.path()).expect("mkdir");
+        let record = Record::new("c".into(), "test".into(), bundle);
+        home.write(&record).expect("record");
+        let mut config = Config::default();
+        config.qemu.kernel = Some(dir.path().join("vmlinux"));
+        config.qemu.initrd = Some(dir.path().join("initrd.img"));
+        config.qemu.shared_fs = Some(SharedFs::Virtio9p);
+        config.agent.dial_timeout = Duration::from_millis(500);
+        let network = network::enter(&loaded, &config).expect("a network namespace");
+        let (sender, events) = mpsc::unbounded_channel();
+        let sandbox = Sandbox::new(Surroundings {
+            home,
+            record,
+            config: Arc::new(config),
+            vmm: Arc::new(vmm.clone()),
+            outside: Outside::here().expect("namespaces"),
+            network,
+            origin: Arc::new(Origin::here().expect("origin")),
+            events: sender,
+            faults: faults.clone(),
+        });
+        Self {
+            dir,
+            vmm,
+            faults,
+            events,
+            sandbox,
+            service: (listener, number),
+        }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn fifo(&self, name: &str) -> PathBuf {
+        let path = self.path(name);
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("mkfifo");
+        path
+    }
+
+    pub async fn create(&self) -> Result<(), SandboxError> {
+        self.sandbox.create(self.container(Stdio::default())).await
+    }
+
+    pub fn container(&self, stdio: Stdio) -> NewContainer {
+        NewContainer {
+            id: "c".into(),
+            bundle: self.path("bundle"),
+            rootfs: Vec::new(),
+            stdio,
+        }
+    }
+
+    pub fn mounts(&self) -> Vec<String> {
+        let table = std::fs::read_to_string("/proc/thread-self/mountinfo").expect("mountinfo");
+        let prefix = self.dir.path().to_str().expect("UTF-8");
+        let points = table
+            .lines()
+            .filter_map(|line| line.split(' ').nth(4).map(str::to_owned));
+        points.filter(|point| point.starts_with(prefix)).collect()
+    }
+
+    pub fn events(&mut self) -> Vec<String> {
+        let mut words = Vec::new();
+        while let Ok(event) = self.events.try_recv() {
+            words.push(match event {
+                Event::Created { container, .. } => format!("created {container}"),
+                Event::ExecAdded(process) => format!("exec-added {}", process.exec),
+                Event::Started(process) => format!("started {}{}", process.container, process.exec),
+                Event::Exited(process, status) => {
+                    format!("exited {}{} {}", process.container, process.exec, status.code)
+                }
+                Event::Deleted(process, status) => {
+                    format!("deleted {}{} {}", process.container, process.exec, status.code)
+                }
+                other => format!("{other:?}"),
+            });
+        }
+        words
+    }
+}
+
+pub fn init() -> Process {
+    Process {
+        container: "c".into(),
+        exec: String::new(),
+    }
+}
+
+pub fn exec(id: &str) -> Process {
+    Process {
+        container: "c".into(),
+        exec: id.into(),
+    }
+}
+
+/// Runs a test on a thread with its own mount and network namespaces and its own small runtime.
+pub fn run<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send) {
+    std::thread::scope(|scope| {
+        let ran = scope.spawn(|| {
+            namespace::enter().expect("these tests need root");
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("runtime");
+            runtime.block_on(async {
+                tokio::time::timeout(Duration::from_secs(30), test())
+                    .await
+                    .expect("the test hangs");
+            });
+        });
+        if let Err(panic) = ran.join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
+pub fn process_json() -> kata_bundle::oci::Process {
+    kata_bundle::parse_process(br#"{"args": ["true"], "cwd": "/"}"#).expect("process")
+}
