@@ -142,15 +142,17 @@ impl Plumbing {
                 "the process has sent no terminal",
             )),
         };
+        let at_end = |own: &Option<OwnedFd>| if own.is_some() { AtEnd::Close } else { AtEnd::Stay };
         if let Some((own, streams)) = self.stdin {
-            let at_end = if own.is_some() { AtEnd::Close } else { AtEnd::Stay };
+            let at_end = at_end(&own);
             pumps.push(tokio::spawn(pump::inward(end(own)?, streams, at_end)));
         }
         if let (true, Some(terminal)) = (self.out.is_empty(), &terminal) {
             pumps.push(tokio::spawn(pump::nowhere(terminal.clone())));
         }
         for (own, streams) in self.out {
-            pumps.push(tokio::spawn(pump::outward(end(own)?, streams)));
+            let at_end = at_end(&own);
+            pumps.push(tokio::spawn(pump::outward(end(own)?, streams, at_end)));
         }
         Ok(pumps)
     }

@@ -2,7 +2,8 @@
 //! who writes, and nothing is kept in between.
 //!
 //! The host may bring its stream late, lose it and bring another. Before the first one comes, a process that writes
-//! waits; after one has broken, what it writes is thrown away, or it would wait for ever for a host that has gone.
+//! waits. After the host has reset one, a process that writes to a pipe finds it broken; after one was lost with its channel,
+//! or on a terminal, what it writes is thrown away, or it would wait for ever for a host that has gone.
 
 use kata_wire::block;
 use kata_wire::mux::Stream;
@@ -14,17 +15,17 @@ use crate::descriptor::Descriptor;
 /// The host's streams for one standard stream of a process, in the order of their coming.
 pub type Streams = mpsc::Receiver<Stream>;
 
-/// What happens at the end of the host's bytes.
+/// What happens when the host sends or takes no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AtEnd {
-    /// The process reads the end.
+    /// The process finds its pipe at its end, or broken.
     Close,
     /// Nothing: a terminal has no end.
     Stay,
 }
 
 /// From the process to the host, to the end; then the host reads the end too.
-pub async fn outward(mut process: Descriptor, mut streams: Streams) {
+pub async fn outward(mut process: Descriptor, mut streams: Streams, at_end: AtEnd) {
     let Some(mut first) = streams.recv().await else { return };
     let mut host = Some(&mut first);
     let mut replacement;
@@ -43,6 +44,9 @@ pub async fn outward(mut process: Descriptor, mut streams: Streams) {
         if let Some(stream) = &mut host
             && stream.write_all(&block).await.is_err()
         {
+            if at_end == AtEnd::Close && !stream.has_lost_channel() {
+                return;
+            }
             host = None;
         }
     }
@@ -128,7 +132,7 @@ mod tests {
         let mut ends = Ends::new();
         let (reader, mut process) = pipe();
         let (bring, streams) = mpsc::channel(1);
-        tokio::spawn(outward(reader, streams));
+        tokio::spawn(outward(reader, streams, AtEnd::Close));
         process.write_all(b"early").await.expect("write");
         drop(process);
         let (mut host, guest) = ends.stream().await;
@@ -143,7 +147,7 @@ mod tests {
         let mut ends = Ends::new();
         let (reader, mut process) = pipe();
         let (bring, streams) = mpsc::channel(1);
-        tokio::spawn(outward(reader, streams));
+        tokio::spawn(outward(reader, streams, AtEnd::Close));
         let (mut host, guest) = ends.stream().await;
         bring.send(guest).await.expect("bring");
         let mut accepted = 0;
@@ -162,11 +166,25 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn after_a_broken_stream_the_process_goes_on_and_another_stream_can_come() {
+    async fn a_host_that_takes_no_more_breaks_the_pipe() {
         let mut ends = Ends::new();
         let (reader, mut process) = pipe();
         let (bring, streams) = mpsc::channel(1);
-        tokio::spawn(outward(reader, streams));
+        tokio::spawn(outward(reader, streams, AtEnd::Close));
+        let (host, guest) = ends.stream().await;
+        bring.send(guest).await.expect("bring");
+        drop(host);
+        let flood = timeout(Duration::from_secs(20), process.write_all(&vec![7; 4 << 20])).await;
+        let error = flood.expect("nobody blocks").expect_err("broken");
+        assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
+    }
+
+    #[tokio::test]
+    async fn after_a_broken_stream_a_terminal_goes_on_and_another_stream_can_come() {
+        let mut ends = Ends::new();
+        let (reader, mut process) = pipe();
+        let (bring, streams) = mpsc::channel(1);
+        tokio::spawn(outward(reader, streams, AtEnd::Stay));
         let (host, guest) = ends.stream().await;
         bring.send(guest).await.expect("bring");
         drop(host);

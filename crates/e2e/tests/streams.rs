@@ -7,6 +7,8 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use kata_e2e::bundle::Bundle;
@@ -15,7 +17,8 @@ use kata_e2e::fixture::Shared;
 use kata_e2e::lab::Lab;
 use kata_e2e::program::compile;
 use kata_e2e::runtime::{Kind, Runtime};
-use kata_e2e::{against_both, wait};
+use kata_e2e::terminal::Terminal;
+use kata_e2e::{against_both, pids, wait};
 use nix::sched::{CloneFlags, setns};
 use serde_json::json;
 
@@ -28,6 +31,11 @@ against_both!(
     a_socket_of_the_host_answers_in_the_container,
     a_socket_keeps_its_mode_and_owner,
     a_megabyte_through_each_of_many_connections_to_a_socket,
+    output_that_nobody_reads_stops_only_its_process,
+    a_process_whose_reader_ends_finds_its_pipe_broken,
+    megabytes_of_output_arrive,
+    a_terminal_whose_client_vanishes_hangs_up,
+    two_hundred_processes_at_once,
 );
 
 const ID: &str = "crossing";
@@ -93,6 +101,8 @@ struct Place {
     lab: Lab,
     /// Echoes whatever comes, on as many connections as come.
     socket: PathBuf,
+    /// How many there are.
+    connections: Arc<AtomicUsize>,
 }
 
 fn place(kind: Kind) -> &'static Place {
@@ -107,7 +117,7 @@ fn place(kind: Kind) -> &'static Place {
             .run()
             .ok();
         let socket = lab.scratch().join("service.sock");
-        echo_on(UnixListener::bind(&socket).expect("bind"));
+        let connections = echo_on(UnixListener::bind(&socket).expect("bind"));
         fs::set_permissions(&socket, fs::Permissions::from_mode(0o606)).expect("mode");
         std::os::unix::fs::chown(&socket, Some(1000), Some(2000)).expect("owner");
         let bundle = Bundle::script(&lab, ID, SERVERS)
@@ -120,7 +130,11 @@ fn place(kind: Kind) -> &'static Place {
             });
         compile(CROSSING, &bundle.rootfs().join("bin/crossing"));
         Runtime::new(kind, &lab).begin(&bundle, ID);
-        let place = Place { lab, socket };
+        let place = Place {
+            lab,
+            socket,
+            connections,
+        };
         wait::until("the servers listen", Duration::from_secs(15), || {
             exec_in(
                 &place,
@@ -143,16 +157,23 @@ fn exec(kind: Kind, script: &str) -> Cmd {
     exec_in(place(kind), kind, script)
 }
 
-fn echo_on(listener: UnixListener) {
+/// Answers how many connections there are.
+fn echo_on(listener: UnixListener) -> Arc<AtomicUsize> {
+    let connections = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&connections);
     std::thread::spawn(move || {
         for connection in listener.incoming().flatten() {
+            let counted = Arc::clone(&counted);
+            counted.fetch_add(1, Ordering::SeqCst);
             std::thread::spawn(move || {
                 let (mut input, mut output) = (&connection, &connection);
                 let _ = std::io::copy(&mut input, &mut output);
                 let _ = connection.shutdown(Shutdown::Write);
+                counted.fetch_sub(1, Ordering::SeqCst);
             });
         }
     });
+    connections
 }
 
 /// Does something in the pod's network namespace on the host.
@@ -300,4 +321,116 @@ fn a_megabyte_through_each_of_many_connections_to_a_socket(kind: Kind) {
         echo all the same";
     let outcome = exec(kind, script).run().ok().stdout("all the same\n");
     println!("{kind:?}: 8 MB each way in {:?}", outcome.took);
+}
+
+/// `exec`'s words for a shell of the lab.
+fn exec_line(kind: Kind, flags: &str, command: &str) -> String {
+    let program = kind.program();
+    format!("{} --root /run/e2e-oci exec {flags} {ID} {command}", program.display())
+}
+
+/// Runs a line in a shell of the lab.
+fn shell(kind: Kind, line: &str) -> Cmd {
+    place(kind).lab.command("bash").args(["-c", line])
+}
+
+fn runs_in_container(kind: Kind, command: &str) -> bool {
+    let processes = exec(kind, "ps -o args").run().ok().text();
+    processes.lines().any(|line| line.contains(command))
+}
+
+fn output_that_nobody_reads_stops_only_its_process(kind: Kind) {
+    let unread = shell(
+        kind,
+        &format!("{} | sleep 1000", exec_line(kind, "", "sh -c 'yes unread'")),
+    )
+    .start();
+    wait::until("it runs", Duration::from_secs(15), || {
+        runs_in_container(kind, "yes unread")
+    });
+    let sent = "x".repeat(500_000);
+    exec(kind, "cat").stdin(sent.as_bytes()).run().ok().stdout(&sent);
+    assert!(runs_in_container(kind, "yes unread"), "it waits for its reader");
+    drop(unread);
+    exec(kind, "killall -KILL yes; true").run().ok();
+}
+
+fn a_process_whose_reader_ends_finds_its_pipe_broken(kind: Kind) {
+    let line = format!("{} | head -n 1", exec_line(kind, "", "sh -c 'yes broken'"));
+    shell(kind, &line).run().ok().stdout("broken\n");
+    wait::until("it has ended", Duration::from_secs(15), || {
+        !runs_in_container(kind, "yes broken")
+    });
+}
+
+fn megabytes_of_output_arrive(kind: Kind) {
+    const BLOCKS: u64 = 1024;
+    let command = format!("dd if=/dev/zero bs=65536 count={BLOCKS}");
+    let line = format!("{} 2>/dev/null | sha256sum", exec_line(kind, "", &command));
+    let outcome = shell(kind, &line).run().ok();
+    println!("{kind:?}: 64 MiB of output in {:?}", outcome.took);
+    let zeroes = shell(kind, &format!("head -c {} /dev/zero | sha256sum", BLOCKS << 16))
+        .run()
+        .ok();
+    outcome.stdout(&zeroes.text());
+}
+
+fn a_terminal_whose_client_vanishes_hangs_up(kind: Kind) {
+    let (terminal, end) = Terminal::pair();
+    let client = Runtime::new(kind, &place(kind).lab)
+        .verb("exec")
+        .args(["--tty", ID, "sh", "-c", "sleep 4321"])
+        .start_on(&end);
+    drop(end);
+    wait::until("it runs", Duration::from_secs(15), || {
+        runs_in_container(kind, "sleep 4321")
+    });
+    let program = kind.program().display().to_string();
+    let is_client =
+        |process: &&pids::Process| process.line.starts_with(&program) && process.line.ends_with("sleep 4321");
+    let lab = &place(kind).lab;
+    for process in pids::all(lab).iter().filter(is_client) {
+        lab.kill(process.pid);
+    }
+    wait::until("it has ended", Duration::from_secs(15), || {
+        !runs_in_container(kind, "sleep 4321")
+    });
+    drop((client, terminal));
+}
+
+fn two_hundred_processes_at_once(kind: Kind) {
+    let each = exec_line(kind, "", "sh -c 'echo out; echo err >&2; exit 3'");
+    let line = format!(
+        "for n in $(seq 200); do ({each} >$n.out 2>$n.err; echo $? >$n.code) & done; wait
+         cat $(seq -f %g.code 200) | sort | uniq -c; cat $(seq -f %g.out 200) | wc -l; cat $(seq -f %g.err 200) | sort | uniq -c"
+    );
+    let outcome = shell(kind, &line).limit(Duration::from_secs(180)).run().ok();
+    println!("{kind:?}: 200 processes in {:?}", outcome.took);
+    outcome.stdout("    200 3\n200\n    200 err\n");
+}
+
+#[test]
+fn a_container_that_hoards_connections_keeps_the_host_from_nothing() {
+    const MOST: usize = 128;
+    let place = place(Kind::Kata);
+    let open = || place.connections.load(Ordering::SeqCst);
+    let mut hoarder = exec(Kind::Kata, "exec crossing hold /run/service.sock 300").start();
+    hoarder.read_until("held");
+    wait::until("as many as may be are there", Duration::from_secs(30), || {
+        open() == MOST
+    });
+    exec(Kind::Kata, "echo alive").run().ok().stdout("alive\n");
+    assert_eq!(open(), MOST, "the others wait in the guest");
+    exec(
+        Kind::Kata,
+        "kill -9 $(ps -o pid,args | awk '/crossing hold/ && !/awk/ {print $1}')",
+    )
+    .run()
+    .ok();
+    hoarder.finish().exit(137);
+    wait::until("all are closed", Duration::from_secs(30), || open() == 0);
+    exec(Kind::Kata, "echo again | crossing dial /run/service.sock")
+        .run()
+        .ok()
+        .stdout("again\n");
 }

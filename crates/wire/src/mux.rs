@@ -8,6 +8,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
@@ -19,6 +20,7 @@ use yamux::{Config, Connection, ConnectionError, Mode};
 #[derive(Debug)]
 pub struct Stream {
     bytes: Compat<yamux::Stream>,
+    channel_ended: Arc<AtomicBool>,
     /// Of those that the host opened.
     _permit: Option<OwnedSemaphorePermit>,
 }
@@ -27,6 +29,11 @@ impl Stream {
     /// Both halves are closed; where ours was not closed by us, the peer has reset the stream.
     pub fn is_closed(&self) -> bool {
         self.bytes.get_ref().is_closed()
+    }
+
+    /// The whole channel has ended, and the stream with it.
+    pub fn has_lost_channel(&self) -> bool {
+        self.channel_ended.load(Ordering::Relaxed)
     }
 }
 
@@ -91,6 +98,7 @@ type Wanted = oneshot::Sender<Compat<yamux::Stream>>;
 pub struct Opener {
     wanted: mpsc::Sender<Wanted>,
     permits: Arc<Semaphore>,
+    channel_ended: Arc<AtomicBool>,
 }
 
 impl Opener {
@@ -105,6 +113,7 @@ impl Opener {
         self.wanted.send(reply).await.map_err(|_| OpenError::Closed)?;
         Ok(Stream {
             bytes: stream.await.map_err(|_| OpenError::Closed)?,
+            channel_ended: Arc::clone(&self.channel_ended),
             _permit: Some(permit),
         })
     }
@@ -149,8 +158,10 @@ where
     let connection = Connection::new(channel.compat(), config, mode);
     let (opener, wanted) = mpsc::channel(16);
     let (found, incoming) = mpsc::channel(MAX_STREAMS);
+    let channel_ended = Arc::new(AtomicBool::new(false));
+    let ended = Arc::clone(&channel_ended);
     tokio::spawn(async move {
-        if let Err(error) = drive(connection, wanted, found, side).await {
+        if let Err(error) = drive(connection, wanted, found, &ended, side).await {
             tracing::debug!(%error, "channel ended");
         }
     });
@@ -159,6 +170,7 @@ where
         Opener {
             wanted: opener,
             permits,
+            channel_ended,
         },
         Incoming(incoming),
     )
@@ -168,6 +180,7 @@ async fn drive<T>(
     mut connection: Connection<Compat<T>>,
     mut wanted: mpsc::Receiver<Wanted>,
     found: mpsc::Sender<Stream>,
+    ended: &Arc<AtomicBool>,
     side: Side,
 ) -> Result<(), ConnectionError>
 where
@@ -208,14 +221,19 @@ where
                 // Never waits: a guest takes its streams at once; where it does not, the stream is reset.
                 let _ = found.try_send(Stream {
                     bytes: stream.compat(),
+                    channel_ended: Arc::clone(ended),
                     _permit: None,
                 });
             }
             Some(Ok(_refused)) => {}
-            Some(Err(error)) => return Err(error),
+            Some(Err(error)) => {
+                ended.store(true, Ordering::Relaxed);
+                return Err(error);
+            }
             None => break,
         }
     }
+    ended.store(true, Ordering::Relaxed);
     poll_fn(|cx| connection.poll_close(cx)).await
 }
 
@@ -333,6 +351,7 @@ mod tests {
         drop(b);
         opener.closed().await;
         assert!(opener.open().await.is_err());
+        assert!(stream.has_lost_channel());
         let mut rest = Vec::new();
         let _ = stream.read_to_end(&mut rest).await;
         assert!(rest.is_empty());

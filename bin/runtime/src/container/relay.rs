@@ -121,15 +121,17 @@ fn start_outputs(stdout: Option<File>, stderr: Option<File>) -> Vec<JoinHandle<(
     threads
 }
 
-/// Copies to its end. Past a broken `to` it reads on, so that the process is not stopped by an engine that went away.
+/// Copies to its end. A broken `to` breaks `from`, so that the process finds its own pipe broken, as it would without us.
 fn copy(mut from: File, to: BorrowedFd<'_>) {
     let mut block = vec![0; BLOCK];
-    let mut broken = false;
     loop {
         match from.read(&mut block) {
             Ok(0) => break,
-            Ok(length) if !broken => broken = write_all(to, &block[..length]).is_err(),
-            Ok(_) => {}
+            Ok(length) => {
+                if write_all(to, &block[..length]).is_err() {
+                    break;
+                }
+            }
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
             Err(_) => break,
         }
