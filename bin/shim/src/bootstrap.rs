@@ -10,7 +10,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use containerd_shim_protos::api::DeleteResponse;
 use containerd_shim_protos::protobuf::well_known_types::timestamp::Timestamp;
 use containerd_shim_protos::protobuf::{Message, MessageField};
-use kata_bundle::{Bundle, Role};
+use kata_bundle::{Bundle, BundleError, Role};
 use kata_config::Config;
 use kata_sandbox::network;
 use kata_sandbox::record::{Home, Mark, Record};
@@ -32,11 +32,17 @@ pub fn start(flags: &Flags) -> Result<()> {
         std::env::var(words::MAX_VERSION).ok().as_deref(),
     )?;
     let bundle_dir = bundle_dir(flags)?;
-    let bundle = Bundle::load(&bundle_dir)?;
-    let home = match bundle.role() {
-        Role::Member { pod_id } => join_pod(flags, &bundle_dir, pod_id.as_ref())?,
-        Role::Pod | Role::Single => {
-            refuse_host_network(flags, &words, &bundle)?;
+    let bundle = match Bundle::load(&bundle_dir) {
+        // A pod that comes by the Sandbox API; all that is known of it yet is its name.
+        Err(BundleError::NoConfig { .. }) if flags.place.is_none() => None,
+        loaded => Some(loaded?),
+    };
+    let home = match bundle.as_ref().map(Bundle::role) {
+        Some(Role::Member { pod_id }) => join_pod(flags, &bundle_dir, pod_id.as_ref())?,
+        None | Some(Role::Pod | Role::Single) => {
+            if let Some(bundle) = &bundle {
+                refuse_host_network(flags, &words, bundle)?;
+            }
             let home = Home::of(&place(flags, &bundle_dir));
             open_home(flags, &words, &bundle_dir, &home)?;
             home

@@ -10,6 +10,8 @@ mod guest;
 mod info;
 mod log;
 mod metrics;
+mod pod;
+mod sandbox;
 mod serve;
 mod status;
 mod task;

@@ -47,6 +47,27 @@ fn line(stats: &StatsResponse, name: &str) -> u64 {
     stats.memory_stat.get(name).copied().unwrap_or(0)
 }
 
+/// Adds what one container has used to the sum of several.
+pub fn add(sum: &mut StatsResponse, stats: &StatsResponse) {
+    let both = |sum: &mut u64, more: u64| *sum = sum.saturating_add(more);
+    both(&mut sum.cpu_usage_usecs, stats.cpu_usage_usecs);
+    both(&mut sum.cpu_user_usecs, stats.cpu_user_usecs);
+    both(&mut sum.cpu_system_usecs, stats.cpu_system_usecs);
+    both(&mut sum.cpu_periods, stats.cpu_periods);
+    both(&mut sum.cpu_throttled_periods, stats.cpu_throttled_periods);
+    both(&mut sum.cpu_throttled_usecs, stats.cpu_throttled_usecs);
+    both(&mut sum.memory_bytes, stats.memory_bytes);
+    both(&mut sum.memory_limit_bytes, stats.memory_limit_bytes);
+    both(&mut sum.swap_bytes, stats.swap_bytes);
+    both(&mut sum.memory_oom_events, stats.memory_oom_events);
+    both(&mut sum.memory_oom_kills, stats.memory_oom_kills);
+    both(&mut sum.pids, stats.pids);
+    for (name, value) in &stats.memory_stat {
+        both(sum.memory_stat.entry(name.clone()).or_default(), *value);
+    }
+    sum.io.extend(stats.io.iter().cloned());
+}
+
 const NANOS_PER_MICRO: u64 = 1000;
 
 fn to_v1(stats: &StatsResponse) -> v1::Metrics {

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use containerd_shim_protos::sandbox_async::create_sandbox;
 use containerd_shim_protos::shim_async::create_task;
+use kata_bundle::Bundle;
 use kata_config::Config;
 use kata_machine::Vmm;
 use kata_sandbox::outside::Outside;
@@ -25,6 +27,7 @@ use ttrpc::asynchronous::{Server, Service};
 
 use crate::flags::Flags;
 use crate::guest::GuestQuestions;
+use crate::sandbox::SandboxService;
 use crate::task::TaskService;
 use crate::{drivers, event};
 
@@ -75,7 +78,7 @@ async fn serve(flags: &Flags, home: Home, listener: StdListener, outside: Outsid
     let service = Arc::new(TaskService::new(opening, closing.clone()));
     let mut server = Server::new()
         .add_listener(Listener::from(UnixListener::from_std(listener)?))
-        .register_service(services(&service));
+        .register_service(services(&service, &closing));
     server.start().await?;
     tracing::info!(pid = std::process::id(), home = %home.path().display(), "sandbox process serves");
 
@@ -97,8 +100,10 @@ async fn serve(flags: &Flags, home: Home, listener: StdListener, outside: Outsid
 }
 
 /// Everything that is served, by its name.
-pub fn services(tasks: &Arc<TaskService>) -> HashMap<String, Service> {
+pub fn services(tasks: &Arc<TaskService>, closing: &Arc<Notify>) -> HashMap<String, Service> {
     let mut services = create_task(tasks.clone());
+    let pod = SandboxService::new(tasks.clone(), closing.clone());
+    services.extend(create_sandbox(Arc::new(pod)));
     for (_, v2) in create_task(tasks.clone()) {
         services.insert(TASK_V2.to_owned(), v2);
     }
@@ -134,9 +139,8 @@ impl Opening {
     /// annotations that it allows.
     ///
     /// # Errors
-    /// [`SandboxError`] for an unusable bundle or configuration.
-    pub fn open(&self, bundle: &Path, from_options: Option<PathBuf>) -> Result<Sandbox, SandboxError> {
-        let bundle = kata_bundle::Bundle::load(bundle)?;
+    /// [`SandboxError`] for an unusable configuration or network.
+    pub fn open(&self, bundle: &Bundle, from_options: Option<PathBuf>) -> Result<Sandbox, SandboxError> {
         let explicit = self
             .config
             .clone()
@@ -148,7 +152,7 @@ impl Opening {
         for warning in &warnings {
             tracing::warn!("{warning}");
         }
-        let network = kata_sandbox::network::enter(&bundle, &config)?;
+        let network = kata_sandbox::network::enter(bundle, &config)?;
         let mut record = self.home.read()?;
         record.sandbox = Mark::of(std::process::id()).ok();
         Ok(Sandbox::new(Surroundings {

@@ -1,6 +1,6 @@
 //! The Task API of containerd's shim v2: one short method a call, each a translation and a question to the sandbox.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -9,6 +9,7 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{EnumOrUnknown, Message, MessageField};
 use containerd_shim_protos::shim::oci;
 use containerd_shim_protos::shim_async::Task;
+use kata_bundle::Bundle;
 use kata_sandbox::lifecycle::{ExitStatus, Phase, Refusal};
 use kata_sandbox::stdio::Stdio;
 use kata_sandbox::{NewContainer, Process, Sandbox, SandboxError};
@@ -49,15 +50,24 @@ impl TaskService {
     }
 
     async fn sandbox_for_create(&self, request: &api::CreateTaskRequest) -> ttrpc::Result<Sandbox> {
+        if let Some(sandbox) = self.opened().await {
+            return Ok(sandbox);
+        }
+        let bundle = Bundle::load(Path::new(&request.bundle)).map_err(|error| status::from_sandbox(error.into()))?;
+        let config = request.options.as_ref().and_then(words::config_path);
+        self.open(&bundle, config).await
+    }
+
+    /// Opens the sandbox for the pod of `bundle`, unless it is open.
+    ///
+    /// # Errors
+    /// As [`Opening::open`].
+    pub async fn open(&self, bundle: &Bundle, config: Option<PathBuf>) -> ttrpc::Result<Sandbox> {
         let mut open = self.sandbox.lock().await;
         if let Some(sandbox) = &*open {
             return Ok(sandbox.clone());
         }
-        let config = request.options.as_ref().and_then(words::config_path);
-        let sandbox = self
-            .opening
-            .open(Path::new(&request.bundle), config)
-            .map_err(status::from_sandbox)?;
+        let sandbox = self.opening.open(bundle, config).map_err(status::from_sandbox)?;
         *open = Some(sandbox.clone());
         Ok(sandbox)
     }
@@ -345,7 +355,7 @@ impl Task for TaskService {
 }
 
 /// Does `work` in a task of its own: a client that goes away in the middle must not leave it half done.
-async fn whole<T: Send + 'static>(
+pub async fn whole<T: Send + 'static>(
     work: impl Future<Output = Result<T, SandboxError>> + Send + 'static,
 ) -> ttrpc::Result<T> {
     match tokio::spawn(work).await {

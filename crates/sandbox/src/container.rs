@@ -77,7 +77,7 @@ impl Sandbox {
         *self.id == *container
     }
 
-    async fn undo_pod(&self) {
+    pub(crate) async fn undo_pod(&self) {
         let steps = self
             .ask(|state| {
                 state.forget_machine();
@@ -219,7 +219,7 @@ impl Sandbox {
     }
 
     /// Boots the machine for the pod's first container and keeps the steps of it in the books, done well or not.
-    async fn boot_for(
+    pub(crate) async fn boot_for(
         &self,
         bundle: &Bundle,
         facts: &Facts,

@@ -13,6 +13,7 @@ pub mod lifecycle;
 mod localhost;
 pub mod network;
 pub mod outside;
+mod pod;
 mod process;
 pub mod record;
 pub mod recover;

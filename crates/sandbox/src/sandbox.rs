@@ -102,6 +102,8 @@ pub(crate) struct ProcessThings {
     /// The client has said that its input ends, perhaps before the process was started.
     pub stdin_closed: bool,
     pub exit: watch::Sender<Option<ExitStatus>>,
+    /// Its end is told to whoever listens to events.
+    pub is_told: bool,
     /// Columns and rows of the terminal of an exec that has not been started yet.
     pub size: Option<(u32, u32)>,
     /// The `process` object of an exec that has not been started yet.
@@ -115,6 +117,7 @@ impl ProcessThings {
             copying: None,
             stdin_closed: false,
             exit: watch::Sender::new(None),
+            is_told: true,
             size: None,
             exec_json,
         }
@@ -184,7 +187,9 @@ impl State {
     }
 
     pub fn publish_exit(&mut self, process: &Process, status: ExitStatus) {
-        self.tell(Event::Exited(process.clone(), status));
+        if self.processes.get(process).is_none_or(|things| things.is_told) {
+            self.tell(Event::Exited(process.clone(), status));
+        }
         if let Some(things) = self.processes.get_mut(process) {
             things.exit.send_replace(Some(status));
         }
@@ -299,6 +304,11 @@ impl Sandbox {
             origin,
             faults,
         }
+    }
+
+    /// Its id: that of the pod.
+    pub fn id(&self) -> &str {
+        &self.id
     }
 
     pub(crate) async fn ask<R, F>(&self, work: F) -> Result<R, SandboxError>

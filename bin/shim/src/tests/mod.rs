@@ -1,6 +1,7 @@
 //! Tests of the doors over their socket, before a fake machine with a fake agent. Here: what they are run with.
 
 mod hooks;
+mod sandbox;
 mod stdio;
 mod task;
 
@@ -158,7 +159,7 @@ impl Door {
         let tasks = Arc::new(TaskService::new(opening, closing.clone()));
         let servers = [
             listen(&containerd, create_events(Arc::new(told.clone()))).await,
-            listen(&home.task_socket(), serve::services(&tasks)).await,
+            listen(&home.task_socket(), serve::services(&tasks, &closing)).await,
         ];
         let address = format!("unix://{}", home.task_socket().display());
         let client = Client::connect(&address).await.expect("connect");
