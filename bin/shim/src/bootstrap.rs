@@ -26,7 +26,7 @@ use crate::words::{self, Words};
 /// # Errors
 /// An unusable bundle, a taken id, a pod that is not there, or a process that does not start; nothing is left then.
 pub fn start(flags: &Flags) -> Result<()> {
-    let words = Words::parse(
+    let mut words = Words::parse(
         &words::read_stdin()?,
         flags,
         std::env::var(words::MAX_VERSION).ok().as_deref(),
@@ -34,7 +34,10 @@ pub fn start(flags: &Flags) -> Result<()> {
     let bundle_dir = bundle_dir(flags)?;
     let bundle = match Bundle::load(&bundle_dir) {
         // A pod that comes by the Sandbox API; all that is known of it yet is its name.
-        Err(BundleError::NoConfig { .. }) if flags.place.is_none() => None,
+        Err(BundleError::NoConfig { .. }) if flags.place.is_none() => {
+            words.about_a_pod();
+            None
+        }
         loaded => Some(loaded?),
     };
     let home = match bundle.as_ref().map(Bundle::role) {

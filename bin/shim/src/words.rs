@@ -6,8 +6,8 @@
 //! | 2.0–2.2 | the runtime's options as an `Any`, or nothing | an address, or JSON |
 //! | 1.x | likewise | an address |
 //!
-//! JSON is written only where the environment's `MAX_SHIM_VERSION` is at least 3; those of 1.7 to 2.2 say 2, and an
-//! address is what all of them understand.
+//! JSON is written only where the environment's `MAX_SHIM_VERSION` is at least 3, and to who knows the Sandbox API; those of
+//! 1.7 to 2.2 say 2, and an address is what all of them understand.
 
 use std::io::Read;
 use std::os::fd::AsFd;
@@ -91,6 +91,14 @@ impl Words {
             debug: false,
             events: None,
         })
+    }
+
+    /// It is a pod that comes by the Sandbox API: whoever knows that understands the newer version, which needs more than an
+    /// address. With the older one containerd 2.1 runs this program for each of the pod's containers, too.
+    pub fn about_a_pod(&mut self) {
+        if self.form == Form::Address {
+            self.form = Form::Json;
+        }
     }
 
     /// The answer: where the sandbox process listens.
@@ -252,7 +260,7 @@ mod tests {
             (&options, Some("2"), Some(PathBuf::from("/c.toml")), false),
             (&options, Some("4"), Some(PathBuf::from("/c.toml")), true),
         ] {
-            let words = parse(input, max_version);
+            let mut words = parse(input, max_version);
             assert_eq!((words.config.clone(), words.debug), (config, false), "{max_version:?}");
             let answer = String::from_utf8(words.answer(ADDRESS).expect("answer")).expect("text");
             if json {
@@ -262,6 +270,8 @@ mod tests {
             } else {
                 assert_eq!(answer, ADDRESS, "{max_version:?}");
             }
+            words.about_a_pod();
+            assert_eq!(words.form, Form::Json);
         }
     }
 

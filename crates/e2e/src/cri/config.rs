@@ -59,10 +59,18 @@ pub(super) fn sections(lab: &Lab, release: Release) -> String {
             format!(
                 "[{images}.pinned_images]\n  sandbox = \"{PAUSE}\"\n[{runtime}]\n  {common}\n[{runtime}.cni]\n  bin_dirs = \
                  [\"/usr/lib/cni\"]\n  conf_dir = {network:?}\n{}[plugins.\"io.containerd.grpc.v1.cri\"]\n  {streaming}\n",
-                handlers(runtime)
+                handlers(runtime) + &pods_of_their_own(runtime)
             )
         }
     }
+}
+
+/// A handler `kata-pod`, whose pods are the machine itself, without a first container.
+fn pods_of_their_own(plugin: &str) -> String {
+    format!(
+        "[{plugin}.containerd.runtimes.kata-pod]\n  runtime_type = \"io.containerd.kata.v2\"\n  sandboxer = \"shim\"\n  \
+         privileged_without_host_devices = true\n"
+    )
 }
 
 /// The handlers, below `plugin`: as the documentation tells users to set them up.
