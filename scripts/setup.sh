@@ -17,6 +17,14 @@ packages=(
 test_packages=(
     containerd runc crun podman conmon containernetworking-plugins
     iptables iproute2 jq hyperfine strace musl-tools procps psmisc cpio util-linux
+    libdevmapper1.02.1  # Docker's daemon is linked with it
+)
+# Engines that are unpacked beside the machine, not installed: newer ones than its own, and daemons that it is not to run.
+# FOLDER SUITE PROGRAM PACKAGE…; RELEASE stands for the machine's own suite.
+engines=(
+    "containerd-2 testing bin/containerd containerd"
+    "docker-20 RELEASE sbin/dockerd docker.io tini"
+    "docker-28 testing sbin/dockerd docker.io docker-cli tini-static"
 )
 virtiofsd_version=1.14.0
 tools=/opt/kata-tools
@@ -63,32 +71,40 @@ have_virtiofsd() {
     return 1
 }
 
-# Where apt's own sources lead for the release itself, its backports are found too: no host is named here.
-add_backports() {
-    local codename targets uri
+# Where apt's own sources lead for the release itself, its other suites are found too: no host is named here.
+find_release() {
+    local targets
     # shellcheck source=/dev/null
     codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
     [ -n "$codename" ] || fail "/etc/os-release names no VERSION_CODENAME; this script knows Debian 12"
-    backports=$codename-backports
     targets=$(apt-get indextargets --format '$(RELEASE) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages')
-    if grep -q "^$backports main " <<<"$targets"; then
+    suites=$(awk '$2 == "main" { print $1 }' <<<"$targets")
+    mirror=$(sed -n "s/^$codename main //p" <<<"$targets" | head -n 1)
+    [ -n "$mirror" ] || fail "apt has no source for $codename main, from which others could be derived"
+}
+
+# source_of SUITE…: prints a source of apt for suites of the same mirror.
+source_of() {
+    echo "# Written by scripts/setup.sh of Kata, derived from the source of $codename."
+    echo "Types: deb"
+    echo "URIs: $mirror"
+    echo "Suites: $*"
+    echo "Components: main"
+    [ ! -e $keyring ] || echo "Signed-By: $keyring"
+}
+
+add_backports() {
+    find_release
+    backports=$codename-backports
+    if grep -qx "$backports" <<<"$suites"; then
         return
     fi
-    uri=$(sed -n "s/^$codename main //p" <<<"$targets" | head -n 1)
-    [ -n "$uri" ] || fail "apt has no source for $codename main, from which the one for $backports could be derived"
-    {
-        echo "# Written by scripts/setup.sh of Kata, derived from the source of $codename."
-        echo "Types: deb"
-        echo "URIs: $uri"
-        echo "Suites: $backports"
-        echo "Components: main"
-        [ ! -e $keyring ] || echo "Signed-By: $keyring"
-    } >$backports_file
+    source_of "$backports" >$backports_file
     say "added $backports to apt's sources ($backports_file)"
 }
 
 install_packages() {
-    local from_backports=() others=() backports
+    local from_backports=() others=() backports codename suites mirror
     mapfile -t from_backports < <(missing "${backports_packages[@]}")
     mapfile -t others < <(missing "${packages[@]}")
     [ ${#from_backports[@]} -gt 0 ] || [ ${#others[@]} -gt 0 ] || return 0
@@ -114,9 +130,53 @@ install_virtiofsd() {
     quietly "build virtiofsd" cargo install virtiofsd --version $virtiofsd_version --locked --root $tools
 }
 
+# Unpacks what is missing of the engines. apt works with lists of its own for it, in a folder that goes afterwards: the
+# machine's sources and packages stay as they are.
+unpack_engines() {
+    local engine folder program words missing=() state apt codename suites mirror
+    for engine in "${engines[@]}"; do
+        read -r folder _ program _ <<<"$engine"
+        [ -x "$tools/engines/$folder/usr/$program" ] || missing+=("$engine")
+    done
+    [ ${#missing[@]} -gt 0 ] || return 0
+    [ "$(id -u)" = 0 ] || fail "must be run as root: it has to unpack engines into $tools/engines"
+    find_release
+    mkdir -p "$tools/engines"
+    state=$(mktemp -d "$tools/engines/.apt.XXXXXX")
+    # shellcheck disable=SC2064
+    trap "rm -rf '$state'" EXIT
+    mkdir -p "$state/lists/partial" "$state/archives/partial"
+    { source_of "$codename" testing && echo "Targets: Packages"; } >"$state/engines.sources"
+    apt=(apt-get -q -o "Dir::State=$state" -o "Dir::State::lists=$state/lists" -o Dir::State::status=/dev/null
+        -o "Dir::Cache=$state" -o "Dir::Etc::sourcelist=$state/engines.sources" -o Dir::Etc::sourceparts=/dev/null
+        -o APT::Sandbox::User=root -o Dpkg::Use-Pty=0)
+    quietly "fetch the package lists of $codename and testing" "${apt[@]}" update
+    for engine in "${missing[@]}"; do
+        read -r -a words <<<"${engine/RELEASE/$codename}"
+        say "unpacking ${words[*]:3} into $tools/engines/${words[0]}"
+        unpack_engine "${words[@]}"
+    done
+}
+
+# unpack_engine FOLDER SUITE PROGRAM PACKAGE…: the folder appears when it is whole. Uses `state` and `apt`.
+unpack_engine() {
+    local folder=$1 suite=$2 program=$3 root package
+    shift 3
+    root=$state/$folder
+    mkdir -p "$root/archives"
+    (cd "$root/archives" && quietly "download $* of $suite" "${apt[@]}" download "${@/%//$suite}")
+    for package in "$root"/archives/*.deb; do
+        quietly "unpack $package" dpkg -x "$package" "$root/root"
+    done
+    quietly "run $program of $suite, which this machine may be too old for" "$root/root/usr/$program" --version
+    rm -rf "${tools:?}/engines/$folder"
+    mv "$root/root" "$tools/engines/$folder"
+}
+
+testing=
 case "${1:-}" in
 '') ;;
---test) packages+=("${test_packages[@]}") ;;
+--test) packages+=("${test_packages[@]}") testing=yes ;;
 *) fail "unknown argument $1; usage: scripts/setup.sh [--test]" ;;
 esac
 [ "$(uname -sm)" = "Linux x86_64" ] || fail "this is $(uname -sm); only Linux on x86_64 is supported"
@@ -124,3 +184,4 @@ command -v apt-get >/dev/null && command -v dpkg-query >/dev/null || fail "no ap
 command -v cargo >/dev/null || fail "no cargo in PATH; install Rust 1.95 or newer (Debian 12's own is too old)"
 install_packages
 install_virtiofsd
+[ -z "$testing" ] || unpack_engines
