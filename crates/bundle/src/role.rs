@@ -8,7 +8,7 @@ use crate::oci::Spec;
 /// What a container is to its pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// No engine spoke of pods: a pod of its own.
+    /// No engine spoke of pods: a pod of its own. The first container of a pod of Podman is one, too.
     Single,
     /// The first container of a pod, whose machine is booted for it.
     Pod,

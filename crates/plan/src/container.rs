@@ -68,7 +68,7 @@ pub struct GuestContainer {
     pub seccomp_flags: u64,
     /// The first process gets a terminal.
     pub terminal: bool,
-    /// Others are going to join its namespaces.
+    /// Others may be going to join its namespaces.
     pub keep_namespaces: bool,
 }
 
@@ -149,7 +149,8 @@ pub fn container(id: &str, bundle: &Bundle, config: &Config, facts: &Facts) -> R
             seccomp_filter: filter.instructions,
             seccomp_flags: filter.flags,
             terminal: bundle.terminal(),
-            keep_namespaces: *bundle.role() == Role::Pod,
+            // Podman does not say which container is the first of a pod: any but a member may be.
+            keep_namespaces: !matches!(bundle.role(), Role::Member { .. }),
         },
         volumes,
         sockets,
