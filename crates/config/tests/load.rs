@@ -246,6 +246,16 @@ fn wrong_values_are_errors_that_say_where_and_what_is_allowed() {
             "one of \"virtio-fs\", \"virtio-9p\", \"none\"",
         ),
         (
+            "runtime",
+            "internetworking_model = \"bridged\"",
+            "one of \"tcfilter\", \"macvtap\", \"none\"",
+        ),
+        (
+            "hypervisor.qemu",
+            "network_queues = 0",
+            "a whole number of queues from 1 to 256",
+        ),
+        (
             "hypervisor.qemu",
             "virtio_fs_cache = \"all\"",
             "\"never\", \"metadata\", \"auto\", \"always\"",
@@ -363,8 +373,12 @@ default_maxvcpus = 4
 default_memory = 300
 shared_fs = "none"
 virtio_fs_extra_args = ["--xattr", "-o a=b"]
+network_queues = 3
+disable_vhost_net = true
 [runtime]
 create_container_timeout = 90
+internetworking_model = "none"
+disable_new_netns = true
 "#;
     for config in [Config::default(), values(load(text).unwrap())] {
         let again = load(&config.to_toml()).unwrap();

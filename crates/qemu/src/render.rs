@@ -304,9 +304,10 @@ fn netdev(index: usize, wire: &Wire, queues: u32, vhost: bool, nodes: &mut impl 
     format!("tap,id=net{index},{end},vhost={vhost}")
 }
 
-/// The guest's end: it boots from nothing, so it needs no firmware of its own.
+/// The guest's end. It boots from nothing, so it needs no firmware of its own. Its cable is always plugged in: a guest that
+/// may ask for that finds out a moment after its first packets were dropped.
 fn nic(board: &Board, index: usize, mac: Mac, queues: u32) -> String {
-    let mut options = format!("netdev=net{index},mac={mac}");
+    let mut options = format!("netdev=net{index},mac={mac},status=off,guest_announce=off");
     if board.has_pci() {
         options.push_str(",romfile=");
     }

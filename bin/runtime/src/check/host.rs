@@ -19,6 +19,7 @@ pub(super) fn look(globals: &Globals, guest_memory_mib: u32) -> Vec<Finding> {
         state_directory(&globals.root),
         namespaces(),
         mounts(),
+        taps(Path::new("/dev/net/tun")),
         cgroups(&read("/proc/self/mounts")),
         memory(&read("/proc/meminfo"), guest_memory_mib),
         overlay(
@@ -116,6 +117,20 @@ fn try_mounts() -> Result<(), (&'static str, nix::errno::Errno)> {
     )
     .map_err(|error| ("mount a tmpfs", error))?;
     mount(Some("/proc/self"), &place, NONE, MsFlags::MS_BIND, NONE).map_err(|error| ("make a bind mount", error))
+}
+
+fn taps(device: &Path) -> Finding {
+    let subject = Subject {
+        name: "taps",
+        purpose: "the network of pods",
+    };
+    match std::fs::File::options().read(true).write(true).open(device) {
+        Ok(_) => subject.ok(device.display().to_string()),
+        Err(error) => subject.missing(
+            format!("cannot open {}: {error}", device.display()),
+            "load the kernel module tun, or set internetworking_model = \"none\"",
+        ),
+    }
 }
 
 fn cgroups(mounts: &str) -> Finding {

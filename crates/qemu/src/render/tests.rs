@@ -234,7 +234,7 @@ fn network_interfaces_on_every_bus() {
             1,
             false,
             format!("{by_name},vhost=off"),
-            "virtio-net-pci,netdev=net0,mac=02:00:00:00:00:01,romfile=",
+            "virtio-net-pci,netdev=net0,mac=02:00:00:00:00:01,status=off,guest_announce=off,romfile=",
         ),
         (
             "q35",
@@ -242,7 +242,7 @@ fn network_interfaces_on_every_bus() {
             2,
             true,
             format!("{by_name},queues=2,vhost=on"),
-            "virtio-net-pci,netdev=net0,mac=02:00:00:00:00:01,romfile=,mq=on,vectors=6",
+            "virtio-net-pci,netdev=net0,mac=02:00:00:00:00:01,status=off,guest_announce=off,romfile=,mq=on,vectors=6",
         ),
         (
             "microvm,pcie=off",
@@ -250,7 +250,7 @@ fn network_interfaces_on_every_bus() {
             2,
             false,
             format!("{by_name},queues=2,vhost=off"),
-            "virtio-net-device,netdev=net0,mac=02:00:00:00:00:01,mq=on",
+            "virtio-net-device,netdev=net0,mac=02:00:00:00:00:01,status=off,guest_announce=off,mq=on",
         ),
         (
             "microvm",
@@ -258,7 +258,7 @@ fn network_interfaces_on_every_bus() {
             1,
             false,
             "tap,id=net0,fd=10,vhost=off".into(),
-            "virtio-net-pci,netdev=net0,mac=02:00:00:00:00:01,romfile=",
+            "virtio-net-pci,netdev=net0,mac=02:00:00:00:00:01,status=off,guest_announce=off,romfile=",
         ),
         (
             "q35",
@@ -266,7 +266,7 @@ fn network_interfaces_on_every_bus() {
             3,
             false,
             "tap,id=net0,fds=10:11:12,vhost=off".into(),
-            "virtio-net-pci,netdev=net0,mac=02:00:00:00:00:01,romfile=,mq=on,vectors=8",
+            "virtio-net-pci,netdev=net0,mac=02:00:00:00:00:01,status=off,guest_announce=off,romfile=,mq=on,vectors=8",
         ),
     ] {
         let nic = Device::Nic {
