@@ -118,6 +118,14 @@ impl Agent {
         ask!(self.create_container(request)).map(|answer| answer.pid)
     }
 
+    /// Makes a volume that was copied into the guest what the host's is now.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn update_tree(&self, request: proto::UpdateTreeRequest) -> Result<(), AgentError> {
+        ask!(self.update_tree(request)).map(drop)
+    }
+
     /// Executes the init of a created container.
     ///
     /// # Errors

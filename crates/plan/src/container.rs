@@ -10,7 +10,9 @@ use kata_wire::names::{ROOTFS_DIR, SHARE_MOUNT};
 use serde::{Serialize, Serializer};
 
 use crate::disk::{self, DiskPlan};
+use crate::memory::{self, HugePages, MemoryPlan};
 use crate::pod::check_id;
+use crate::tree::TreePlan;
 use crate::volume::{self, Fate, SocketPlan, VolumePlan};
 use crate::{CpuWish, Demand, Facts, PlanError, cgroup, demand, device, guest_spec, seccomp};
 
@@ -30,6 +32,12 @@ pub struct ContainerPlan {
     pub demand: Demand,
     /// What it says of the host's CPUs.
     pub cpu_wish: CpuWish,
+    /// File systems in the guest's memory that it shares with the pod's other containers.
+    pub memories: Vec<MemoryPlan>,
+    /// Volumes that are copied into the guest.
+    pub trees: Vec<TreePlan>,
+    /// Huge pages that it may use.
+    pub huge_pages: Vec<HugePages>,
     /// Disks that are attached for it.
     pub disks: Vec<DiskPlan>,
     /// How the VMM reaches them.
@@ -90,7 +98,7 @@ pub struct Update {
 pub fn container(id: &str, bundle: &Bundle, config: &Config, facts: &Facts) -> Result<ContainerPlan, PlanError> {
     check_id(id)?;
     let spec = bundle.spec();
-    let fates = volume::fates(id, spec, facts)?;
+    let fates = volume::fates(id, spec, config, facts)?;
     let filter = match spec.linux().as_ref().and_then(|linux| linux.seccomp().as_ref()) {
         Some(wanted) if !config.runtime.disable_guest_seccomp => seccomp::compile(wanted)?,
         _ => seccomp::Filter::default(),
@@ -131,12 +139,16 @@ pub fn container(id: &str, bundle: &Bundle, config: &Config, facts: &Facts) -> R
         disks: &disks,
     };
     let guest_spec = guest_spec::rewrite(id, bundle.role(), spec, &view)?;
+    let huge_pages = memory::huge_pages(spec)?;
     let (mut volumes, mut sockets) = (Vec::new(), Vec::new());
+    let (mut memories, mut trees) = (Vec::new(), Vec::new());
     for fate in fates {
         match fate {
             Fate::Volume(volume) => volumes.push(volume),
             Fate::Socket(socket) => sockets.push(socket),
-            _ => {}
+            Fate::Memory(memory) => memories.push(memory),
+            Fate::Tree { tree, .. } => trees.push(tree),
+            Fate::Kernel | Fate::Instead(_) | Fate::OfTheGuest { .. } | Fate::Disk { .. } => {}
         }
     }
     Ok(ContainerPlan {
@@ -144,6 +156,11 @@ pub fn container(id: &str, bundle: &Bundle, config: &Config, facts: &Facts) -> R
         rootfs,
         demand: demand::of_spec(spec),
         cpu_wish: cgroup::wish_of(spec),
+        volumes,
+        memories,
+        trees,
+        huge_pages,
+        sockets,
         guest: GuestContainer {
             spec_json: guest_spec::to_json(&guest_spec)?,
             seccomp_filter: filter.instructions,
@@ -152,8 +169,6 @@ pub fn container(id: &str, bundle: &Bundle, config: &Config, facts: &Facts) -> R
             // Podman does not say which container is the first of a pod: any but a member may be.
             keep_namespaces: !matches!(bundle.role(), Role::Member { .. }),
         },
-        volumes,
-        sockets,
         disk_access: disk::access(config),
         disks,
         notes,

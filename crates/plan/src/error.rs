@@ -56,6 +56,26 @@ pub enum PlanError {
         /// As written.
         minor: i64,
     },
+    /// Huge pages of no size.
+    #[error("linux.resources.hugepageLimits: {size:?} is not the size of a page (such as \"2MB\")")]
+    HugePages {
+        /// As written.
+        size: String,
+    },
+    /// A volume whose mounts shall spread to the host.
+    #[error(
+        "cannot mount {} at {}: mounts made in a guest cannot spread to the host (propagation {propagation:?}, \
+         Kubernetes' Bidirectional)",
+        source_path.display(), destination.display()
+    )]
+    Propagation {
+        /// On the host.
+        source_path: PathBuf,
+        /// In the container.
+        destination: PathBuf,
+        /// As written.
+        propagation: String,
+    },
     /// The survey has not looked at a path of [`crate::bind_sources`]: a bug of ours.
     #[error("bug: the source {} of a mount was not surveyed", source_path.display())]
     Unsurveyed {

@@ -1,6 +1,6 @@
 //! What must be known of the host before a plan can be made. Gathered by others; this is only its shape.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use kata_bundle::oci::Spec;
@@ -9,7 +9,7 @@ use kata_netlink::Network;
 use serde::Serialize;
 
 use crate::disk::DiskRootfs;
-use crate::volume;
+use crate::{memory, tree, volume};
 
 /// The host, as far as plans depend on it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -48,8 +48,38 @@ pub struct Facts {
     pub block_devices: BTreeMap<PathBuf, (u32, u32)>,
     /// The root file system that the engine leaves to us, if it lies on a disk.
     pub disk_rootfs: Option<DiskRootfs>,
-    /// Size of the file system at [`shm_source`], bytes; `None` if there is none.
-    pub shm_bytes: Option<u64>,
+    /// Those of [`memory_sources`] that are in the host's memory.
+    pub memory: BTreeMap<PathBuf, MemoryFacts>,
+    /// Those of [`tree_sources`] that are small enough to be copied.
+    pub small_trees: BTreeSet<PathBuf>,
+}
+
+/// A file system in the host's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct MemoryFacts {
+    /// Of which kind.
+    pub kind: MemoryKind,
+    /// How much fits into it, bytes.
+    pub bytes: u64,
+    /// Permissions of its top directory.
+    pub mode: u32,
+    /// Owner of that.
+    pub uid: u32,
+    /// Group of that.
+    pub gid: u32,
+}
+
+/// Kinds of file systems in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MemoryKind {
+    /// Of ordinary pages.
+    Tmpfs,
+    /// Of huge pages.
+    HugePages {
+        /// Size of one, KiB.
+        page_kib: u64,
+    },
 }
 
 /// What the source of a bind mount is, symbolic links followed.
@@ -97,8 +127,16 @@ pub fn bind_sources(spec: &Spec) -> Vec<PathBuf> {
     sources
 }
 
-/// The path of the host that the specification binds to `/dev/shm`, if it does: the guest makes its own, of the same
-/// size.
-pub fn shm_source(spec: &Spec) -> Option<PathBuf> {
-    volume::shm_source(spec)
+/// The host paths that may be file systems in memory, of which the guest then makes its own: what is bound to `/dev/shm`, and
+/// what looks like an `emptyDir`.
+pub fn memory_sources(spec: &Spec) -> Vec<PathBuf> {
+    let empty_dirs = volume::host_sources(spec).filter(|source| memory::is_empty_dir(source));
+    empty_dirs.chain(volume::shm_source(spec)).collect()
+}
+
+/// The host paths that may be volumes of [`crate::TreePlan`].
+pub fn tree_sources(spec: &Spec) -> Vec<PathBuf> {
+    volume::host_sources(spec)
+        .filter(|source| tree::is_tree(source))
+        .collect()
 }

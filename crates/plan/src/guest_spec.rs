@@ -8,14 +8,14 @@ use std::path::{Component, Path, PathBuf};
 
 use kata_bundle::Role;
 use kata_bundle::oci::{
-    Hooks, Linux, LinuxBlockIo, LinuxDevice, LinuxNamespace, LinuxNamespaceType, LinuxResources, Mount, Process, Root,
-    Spec,
+    Hooks, Linux, LinuxBlockIo, LinuxDevice, LinuxHugepageLimit, LinuxNamespace, LinuxNamespaceType, LinuxResources,
+    Mount, Process, Root, Spec,
 };
 use kata_wire::names::POD_NAMESPACES;
 
 use crate::disk::DiskPlan;
 use crate::volume::{self, Fate};
-use crate::{PlanError, device};
+use crate::{PlanError, device, memory};
 
 /// Keys of `resources.unified` whose values name things of the host or that the guest has not.
 const FOREIGN_CONTROLLERS: [&str; 5] = ["cpuset.", "hugetlb.", "rdma.", "io.", "misc."];
@@ -170,10 +170,13 @@ fn rewrite_mount(mount: &Mount, fate: &Fate) -> Mount {
             }
         }
         Fate::Instead(kind) => become_kernel_file_system(&mut guest, &mut options, kind),
-        Fate::SharedMemory { bytes } => {
-            become_kernel_file_system(&mut guest, &mut options, "tmpfs");
-            options.retain(|option| !option.starts_with("size=") && !option.starts_with("mode="));
-            options.extend(["mode=1777".into(), format!("size={bytes}")]);
+        Fate::Memory(memory) => {
+            guest.set_source(Some(memory.guest_path()));
+            become_bind(&mut guest, &mut options);
+        }
+        Fate::Tree { path, .. } => {
+            guest.set_source(Some(path.clone()));
+            become_bind(&mut guest, &mut options);
         }
         Fate::OfTheGuest { source } => {
             guest.set_source(Some(source.clone()));
@@ -309,8 +312,8 @@ pub(crate) fn rewrite_resources(resources: &LinuxResources, disks: &[DiskPlan]) 
         )
         .set_block_io(resources.block_io().as_ref().and_then(rewrite_block_io))
         .set_unified(resources.unified().as_ref().map(rewrite_unified))
-        // The guest has neither huge pages nor adapters.
-        .set_hugepage_limits(None)
+        // The guest has no huge pages but those that are asked for, and no adapters.
+        .set_hugepage_limits(huge_page_limits(resources))
         .set_network(None)
         .set_rdma(None);
     guest
@@ -331,6 +334,12 @@ fn names_devices(block_io: &LinuxBlockIo) -> bool {
         || throttled
             .iter()
             .any(|devices| devices.as_ref().is_some_and(|devices| !devices.is_empty()))
+}
+
+fn huge_page_limits(resources: &LinuxResources) -> Option<Vec<LinuxHugepageLimit>> {
+    let limits = resources.hugepage_limits().iter().flatten();
+    let some: Vec<_> = limits.filter(|limit| memory::is_some(limit)).cloned().collect();
+    (!some.is_empty()).then_some(some)
 }
 
 /// The weight among the pod's containers stays; limits of devices name the host's.

@@ -68,6 +68,21 @@ impl fmt::Display for Printout<'_> {
             let (source, destination) = (socket.source.display(), socket.destination.display());
             writeln!(f, "  socket: {source} at {destination}")?;
         }
+        for tree in &container.trees {
+            writeln!(
+                f,
+                "  volume: {} (copied into the guest, also when it changes)",
+                tree.source.display()
+            )?;
+        }
+        for memory in &container.memories {
+            writeln!(
+                f,
+                "  memory of the guest: {} {}",
+                memory.fs_type,
+                memory.options.join(",")
+            )?;
+        }
         let instructions = container.guest.seccomp_filter.len() / crate::seccomp::INSTRUCTION_BYTES;
         writeln!(f, "  seccomp filter: {instructions} instructions")
     }

@@ -6,10 +6,13 @@
 use std::path::{Component, Path, PathBuf};
 
 use kata_bundle::oci::{Mount, Spec};
+use kata_config::Config;
 use kata_wire::names::{SHARE_MOUNT, VOLUMES_DIR, socket_path};
 use serde::Serialize;
 
 use crate::disk::{self, DiskPlan, DiskSource};
+use crate::memory::{self, MemoryPlan};
+use crate::tree::{self, TreePlan};
 use crate::{Facts, PlanError, SourceKind};
 
 /// File systems that the guest's kernel makes out of nothing.
@@ -42,9 +45,6 @@ const DEVICE_DIRECTORIES: [&str; 8] = [
     "/dev/hugepages",
 ];
 
-/// What other runtimes give `/dev/shm`.
-const DEFAULT_SHM_BYTES: u64 = 64 << 20;
-
 const SHM: &str = "/dev/shm";
 
 /// Mount options that carry labels of the host's SELinux policy.
@@ -63,6 +63,8 @@ pub struct VolumePlan {
     pub read_only: bool,
     /// With what is mounted below the source.
     pub recursive: bool,
+    /// And what the host mounts there later.
+    pub follows: bool,
     /// A directory or a regular file.
     pub kind: SourceKind,
     /// Where the container sees it.
@@ -91,8 +93,10 @@ pub(crate) enum Fate {
     Instead(&'static str),
     /// A bind of something in `/proc`, `/sys` or `/dev`: the guest binds its own.
     OfTheGuest { source: PathBuf },
-    /// The container's shared memory: memory of the guest, of this size.
-    SharedMemory { bytes: u64 },
+    /// A file system in the guest's memory that containers share.
+    Memory(MemoryPlan),
+    /// Copied into the guest.
+    Tree { tree: TreePlan, path: PathBuf },
     /// A block device: a disk of the machine.
     Disk { disk: DiskPlan, node: PathBuf },
     /// Seen through the share.
@@ -106,10 +110,10 @@ pub(crate) enum Fate {
 /// # Errors
 /// [`PlanError::NoSource`], [`PlanError::SourceKind`], [`PlanError::MountType`], [`PlanError::Unsupported`],
 /// [`PlanError::Unsurveyed`]
-pub(crate) fn fates(container: &str, spec: &Spec, facts: &Facts) -> Result<Vec<Fate>, PlanError> {
+pub(crate) fn fates(container: &str, spec: &Spec, config: &Config, facts: &Facts) -> Result<Vec<Fate>, PlanError> {
     let mounts = spec.mounts().iter().flatten().enumerate();
     mounts
-        .map(|(index, mount)| fate(container, index, mount, facts))
+        .map(|(index, mount)| fate(container, index, mount, config, facts))
         .collect()
 }
 
@@ -137,7 +141,7 @@ pub(crate) fn is_label(option: &str) -> bool {
     LABELS.iter().any(|label| option.starts_with(label))
 }
 
-fn fate(container: &str, index: usize, mount: &Mount, facts: &Facts) -> Result<Fate, PlanError> {
+fn fate(container: &str, index: usize, mount: &Mount, config: &Config, facts: &Facts) -> Result<Fate, PlanError> {
     let destination = mount.destination();
     if !is_bind(mount) {
         let kind = mount.typ().as_deref().unwrap_or_default();
@@ -157,12 +161,13 @@ fn fate(container: &str, index: usize, mount: &Mount, facts: &Facts) -> Result<F
         });
     }
     if destination == Path::new(SHM) {
-        return Ok(Fate::SharedMemory {
-            bytes: facts.shm_bytes.filter(|bytes| *bytes > 0).unwrap_or(DEFAULT_SHM_BYTES),
-        });
+        return Ok(Fate::Memory(memory::shm(&source(mount), facts)));
     }
     if let Some(fate) = of_the_guest(mount) {
         return Ok(fate);
+    }
+    if let Some(memory) = memory::empty_dir(&source(mount), config, facts) {
+        return Ok(Fate::Memory(memory));
     }
     volume(container, index, mount, facts)
 }
@@ -209,12 +214,27 @@ fn volume(container: &str, index: usize, mount: &Mount, facts: &Facts) -> Result
             });
         }
     }
+    if let Some(propagation) = spreads(mount) {
+        return Err(PlanError::Propagation {
+            source_path: source,
+            destination,
+            propagation: propagation.into(),
+        });
+    }
     let name = format!("{index}-{}", plain_name(&destination));
+    // It could not be written from inside, and kubelets mount all of these read-only.
+    if facts.small_trees.contains(&source) && is_read_only(mount) {
+        return Ok(Fate::Tree {
+            path: tree::guest_path(container, &name),
+            tree: TreePlan { source, name },
+        });
+    }
     Ok(Fate::Volume(VolumePlan {
         share_path: [container, VOLUMES_DIR, &name].iter().collect(),
         guest_path: format!("{SHARE_MOUNT}/{container}/{VOLUMES_DIR}/{name}"),
         read_only: is_read_only(mount),
         recursive: has_option(mount, "rbind"),
+        follows: has_option(mount, "rslave") || has_option(mount, "slave"),
         kind,
         source,
         destination,
@@ -267,6 +287,12 @@ fn has_option(mount: &Mount, wanted: &str) -> bool {
     mount.options().iter().flatten().any(|option| option == wanted)
 }
 
+/// The option by which mounts made in the container would appear on the host.
+fn spreads(mount: &Mount) -> Option<&str> {
+    let mut options = mount.options().iter().flatten().map(String::as_str);
+    options.find(|option| matches!(*option, "shared" | "rshared"))
+}
+
 /// The last word counts.
 fn is_read_only(mount: &Mount) -> bool {
     let words = mount.options().iter().flatten().rev();
@@ -277,7 +303,7 @@ fn is_read_only(mount: &Mount) -> bool {
 }
 
 /// The last part of the mount point, in letters that mean nothing to anybody.
-fn plain_name(destination: &Path) -> String {
+pub(crate) fn plain_name(destination: &Path) -> String {
     let name = destination.file_name().unwrap_or_default().to_string_lossy();
     let plain: String = name
         .chars()

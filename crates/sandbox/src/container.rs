@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use kata_agent_client::{Agent, AgentError, Process};
 use kata_bundle::{Bundle, BundleError};
-use kata_plan::{ContainerPlan, Facts, RootfsPlan};
+use kata_plan::{ContainerPlan, Facts, HugePages, MemoryPlan, RootfsPlan};
 use kata_storage::bind::{Bind, Taken, unbind};
 use kata_storage::mount::{EngineMount, assemble};
 use kata_storage::socket::HostSocket;
@@ -20,6 +20,7 @@ use crate::sockets::Sockets;
 use crate::stdio::{Copying, HostStdio, Stdio};
 use crate::step::Steps;
 use crate::survey;
+use crate::tree::{self, ReadTree};
 
 /// A container to be created.
 #[derive(Clone, Debug)]
@@ -108,6 +109,7 @@ impl Sandbox {
         }
         let binds = self.take(container, &plan)?;
         let disks = self.open_disks(&plan.disks)?;
+        let trees = self.read_trees(&plan.trees)?;
         self.note("survey the host and plan", began).await;
         let guest = if self.is_first(&container.id) {
             let facts = Facts {
@@ -122,8 +124,12 @@ impl Sandbox {
         self.show(&plan.id, binds, own)?;
         let disks = self.attach_disks(disks, plan.disk_access, own).await?;
         let sockets = self.abroad(|| open_sockets(&plan, own))??;
-        let request = request(&plan, disks, &sockets, &stdio, container.stdio.terminal);
+        let mut request = request(&plan, &stdio, container.stdio.terminal);
+        request.disks = disks;
+        request.sockets = sockets.announce();
+        request.trees = trees.iter().map(ReadTree::message).collect();
         let copying = create_in_guest(&guest, request, stdio, sockets, own).await?;
+        tree::follow(trees, &plan.id, &guest, own);
         self.note("create the container", began).await;
         Ok(Built {
             copying,
@@ -161,7 +167,7 @@ impl Sandbox {
     }
 
     /// Does `act` where the engine's paths mean something.
-    fn abroad<T>(&self, act: impl FnOnce() -> T) -> Result<T, SandboxError> {
+    pub(crate) fn abroad<T>(&self, act: impl FnOnce() -> T) -> Result<T, SandboxError> {
         self.origin.visit(act).map_err(|source| SandboxError::Origin { source })
     }
 
@@ -183,7 +189,7 @@ impl Sandbox {
             to: share.join(&volume.share_path),
             recursive: volume.recursive,
             read_only: volume.read_only,
-            follows: false,
+            follows: volume.follows,
         });
         let mut taken = Vec::new();
         match rootfs {
@@ -343,13 +349,19 @@ fn load(container: &NewContainer) -> Result<Bundle, BundleError> {
     Ok(bundle)
 }
 
-fn request(
-    plan: &ContainerPlan,
-    disks: Vec<proto::Disk>,
-    sockets: &Sockets,
-    stdio: &HostStdio,
-    terminal: bool,
-) -> proto::CreateContainerRequest {
+/// What the agent is asked for, as far as the plan settles it.
+fn request(plan: &ContainerPlan, stdio: &HostStdio, terminal: bool) -> proto::CreateContainerRequest {
+    let memory = |memory: &MemoryPlan| proto::Memory {
+        name: memory.name.clone(),
+        fs_type: memory.fs_type.clone(),
+        options: memory.options.clone(),
+        ..Default::default()
+    };
+    let huge_pages = |pages: &HugePages| proto::HugePages {
+        page_kib: pages.page_kib,
+        pages: pages.pages,
+        ..Default::default()
+    };
     proto::CreateContainerRequest {
         container_id: plan.id.clone(),
         spec_json: plan.guest.spec_json.clone(),
@@ -357,8 +369,8 @@ fn request(
         seccomp_flags: plan.guest.seccomp_flags,
         stdio: Some(stdio.announce(terminal)).into(),
         keep_namespaces: plan.guest.keep_namespaces,
-        sockets: sockets.announce(),
-        disks,
+        memories: plan.memories.iter().map(memory).collect(),
+        huge_pages: plan.huge_pages.iter().map(huge_pages).collect(),
         ..Default::default()
     }
 }

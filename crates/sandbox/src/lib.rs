@@ -23,6 +23,7 @@ pub mod stdio;
 pub mod step;
 pub mod survey;
 pub mod timeline;
+mod tree;
 
 pub use container::NewContainer;
 pub use error::{SandboxError, describe};

@@ -69,7 +69,7 @@ impl Sandbox {
     }
 
     async fn boot_alone(&self, bundle: &Bundle) -> Result<(), SandboxError> {
-        let facts = survey::facts(&self.config, &self.home, bundle.spec())?;
+        let facts = self.abroad(|| survey::facts(&self.config, &self.home, bundle.spec(), &[]))??;
         let facts = Facts {
             network: self.look_at_network()?,
             ..facts

@@ -1,18 +1,21 @@
 //! Looks at the host and gathers the [`Facts`] that the plan is made from. Only looks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use kata_bundle::oci::Spec;
 use kata_config::Config;
-use kata_plan::{DiskRootfs, DiskSource, Facts, SourceKind};
+use kata_plan::{DiskRootfs, DiskSource, Facts, MemoryFacts, MemoryKind, SourceKind};
+use kata_storage::copy;
 use kata_storage::mount::EngineMount;
 use kata_storage::socket::is_datagram;
 use nix::sys::stat::{major, minor};
+use nix::sys::statfs::{HUGETLBFS_MAGIC, TMPFS_MAGIC, statfs};
 
 use crate::record::Home;
+use crate::tree::TREE_BOUNDS;
 
 /// What the host lacks.
 #[derive(Debug, thiserror::Error)]
@@ -90,7 +93,11 @@ pub fn facts(config: &Config, home: &Home, spec: &Spec, rootfs: &[EngineMount]) 
             })
             .collect::<BTreeMap<_, _>>(),
         disk_rootfs: disk_rootfs(rootfs),
-        shm_bytes: kata_plan::shm_source(spec).and_then(|source| size_of_file_system(&source)),
+        memory: kata_plan::memory_sources(spec)
+            .into_iter()
+            .filter_map(|source| Some((source.clone(), in_memory(&source)?)))
+            .collect(),
+        small_trees: small_trees(kata_plan::tree_sources(spec)),
     })
 }
 
@@ -229,8 +236,38 @@ fn disk_rootfs(mounts: &[EngineMount]) -> Option<DiskRootfs> {
     })
 }
 
-/// Size of the file system at `source`, bytes.
-fn size_of_file_system(source: &Path) -> Option<u64> {
-    let size = nix::sys::statvfs::statvfs(source).ok()?;
-    Some(size.blocks().saturating_mul(size.fragment_size()))
+/// Those that are small enough to be copied, all together: they cross the channel in one message.
+fn small_trees(sources: Vec<PathBuf>) -> BTreeSet<PathBuf> {
+    let mut bounds = TREE_BOUNDS;
+    let mut small = BTreeSet::new();
+    for source in sources {
+        if let Ok(Some(entries)) = copy::read(&source, bounds) {
+            let bytes: usize = entries.iter().map(|entry| entry.content.len()).sum();
+            bounds.bytes = bounds.bytes.saturating_sub(bytes as u64);
+            bounds.entries -= entries.len();
+            small.insert(source);
+        }
+    }
+    small
+}
+
+/// What is at `source`, if that is in memory.
+fn in_memory(source: &Path) -> Option<MemoryFacts> {
+    let file_system = statfs(source).ok()?;
+    let block_bytes = u64::try_from(file_system.block_size()).ok()?;
+    let kind = match file_system.filesystem_type() {
+        TMPFS_MAGIC => MemoryKind::Tmpfs,
+        HUGETLBFS_MAGIC => MemoryKind::HugePages {
+            page_kib: block_bytes >> 10,
+        },
+        _ => return None,
+    };
+    let data = std::fs::metadata(source).ok()?;
+    Some(MemoryFacts {
+        kind,
+        bytes: file_system.blocks().saturating_mul(block_bytes),
+        mode: data.mode() & 0o7777,
+        uid: data.uid(),
+        gid: data.gid(),
+    })
 }

@@ -5,7 +5,8 @@ mod support;
 use kata_sandbox::lifecycle::Phase;
 use kata_sandbox::stdio::{Output, Stdio};
 use kata_sandbox::step::Faults;
-use kata_sandbox::{MACHINE_LOST, describe};
+use kata_sandbox::{MACHINE_LOST, NewContainer, describe};
+use kata_storage::mount::EngineMount;
 use kata_testkit::machine::FakeVmm;
 use support::{Lab, exec, init, process_json, run};
 
@@ -84,6 +85,43 @@ fn whichever_step_fails_nothing_is_left_and_the_id_is_free() {
                 .unwrap_or_else(|error| panic!("again after step {step}: {}", describe(&error)));
             lab.sandbox.shut_down().await;
             assert!(lab.mounts().is_empty(), "shutdown left {:?}", lab.mounts());
+        }
+    });
+}
+
+#[test]
+fn a_root_file_system_on_a_disk_is_attached_and_detached() {
+    run(|| async {
+        let image = |lab: &Lab| {
+            let path = lab.path("image");
+            std::fs::write(&path, [0; 4096]).expect("write");
+            let rootfs = EngineMount {
+                fs_type: "ext4".into(),
+                source: path.display().to_string(),
+                options: vec!["loop".into()],
+            };
+            NewContainer {
+                rootfs: vec![rootfs],
+                ..lab.container(Stdio::default())
+            }
+        };
+        let lab = Lab::new(FakeVmm::default(), Faults::none());
+        lab.sandbox.create(image(&lab)).await.expect("create");
+        assert_eq!(
+            (lab.vmm.disks(), lab.mounts().len()),
+            (1, 2),
+            "share and volume: {:?}",
+            lab.mounts()
+        );
+        lab.sandbox.start(&init()).await.expect("start");
+        lab.vmm.agent.end("c", "", 0);
+        lab.sandbox.wait(&init()).await.expect("wait");
+        lab.sandbox.delete(&init()).await.expect("delete");
+        assert_eq!(lab.vmm.disks(), 0);
+        for step in 0..lab.faults.asked() {
+            let lab = Lab::new(FakeVmm::default(), Faults::at(step));
+            lab.sandbox.create(image(&lab)).await.expect_err("made to fail");
+            assert_eq!(lab.vmm.disks(), 0, "step {step} left a disk");
         }
     });
 }

@@ -4,6 +4,7 @@
 //! and none outlives the process. Each act here has its undo beside it; who calls them decides the order.
 
 pub mod bind;
+pub mod copy;
 pub mod disk;
 pub mod mount;
 pub mod namespace;

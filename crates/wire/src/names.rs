@@ -33,6 +33,12 @@ pub fn socket_path(container: &str, number: u32) -> String {
 /// disk's name, and `root`, the mount point of a root file system.
 pub const DISKS_DIR: &str = "/run/kata/disks";
 
+/// Where the guest mounts file systems in its memory that containers share, by name.
+pub const MEMORY_DIR: &str = "/run/kata/memory";
+
+/// Where the guest has a directory for each container with volumes that were copied into it, by name.
+pub const TREES_DIR: &str = "/run/kata/trees";
+
 /// File in the initramfs that lists the kernel modules to load, one absolute path a line, in order.
 pub const MODULES_LIST: &str = "/etc/kata-modules";
 

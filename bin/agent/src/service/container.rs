@@ -15,7 +15,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::refusal::Refusal;
-use super::{disk, ids};
+use super::{disk, driver, ids, memory, tree};
 use crate::descriptor::watch;
 use crate::pod::{Container, Phase, Pod};
 use crate::process::{Plumbing, Process, Until, listen};
@@ -55,7 +55,7 @@ pub async fn create(pod: Arc<Pod>, request: CreateContainerRequest) -> Result<Cr
             })
         }
         Err(refusal) => {
-            disk::release(id);
+            release(id);
             pod.with(|state| {
                 state.streams.forget_container(id);
                 state.containers.remove(id)
@@ -69,6 +69,10 @@ async fn make(pod: &Pod, request: &CreateContainerRequest) -> Result<Container, 
     let id = request.container_id.as_str();
     let mut spec = serde_json::from_slice(&request.spec_json)
         .map_err(|error| Refusal::Invalid(format!("the spec of container {id}: {error}")))?;
+    driver::load(&pod.modules, &spec);
+    memory::mount_all(&request.memories)?;
+    memory::set_aside(id, &request.huge_pages)?;
+    tree::make_all(id, &request.trees)?;
     disk::bring(&pod.modules, id, &request.disks, &mut spec).await?;
     let filter = Filter {
         instructions: request.seccomp_filter.clone(),
@@ -190,7 +194,7 @@ pub async fn delete(pod: Arc<Pod>, id: String) -> Result<Empty, Refusal> {
     };
     let gone = empty_and_remove(&container.jail).await;
     if gone.is_ok() {
-        disk::release(&id);
+        release(&id);
     }
     pod.with(|state| match gone {
         Ok(()) => {
@@ -204,6 +208,13 @@ pub async fn delete(pod: Arc<Pod>, id: String) -> Result<Empty, Refusal> {
     gone?;
     tracing::info!(id, "container deleted");
     Ok(Empty::new())
+}
+
+/// Lets go of what was brought for a container.
+fn release(id: &str) {
+    disk::release(id);
+    tree::remove_all(id);
+    memory::give_back(id);
 }
 
 async fn empty_and_remove(jail: &Jail) -> Result<(), Refusal> {

@@ -3,12 +3,15 @@
 
 mod container;
 mod disk;
+mod driver;
 mod ids;
+mod memory;
 mod network;
 mod numbers;
 mod process;
 mod refusal;
 mod setup;
+mod tree;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -105,6 +108,10 @@ impl Agent for Service {
 
     async fn update(&self, _: &TtrpcContext, request: proto::UpdateRequest) -> ttrpc::Result<Empty> {
         Ok(container::update(&self.pod, &request)?)
+    }
+
+    async fn update_tree(&self, _: &TtrpcContext, request: proto::UpdateTreeRequest) -> ttrpc::Result<Empty> {
+        Ok(tree::update(&self.pod, &request)?)
     }
 
     async fn processes(

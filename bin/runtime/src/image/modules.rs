@@ -81,7 +81,7 @@ pub struct Wish {
 
 /// The modules that guests use: at start what the channel needs on either bus, then what carries the share, root file
 /// systems, the network and entropy.
-pub const WISHES: [Wish; 17] = [
+pub const WISHES: [Wish; 18] = [
     Wish {
         name: "virtio_pci",
         at_start: true,
@@ -128,6 +128,10 @@ pub const WISHES: [Wish; 17] = [
     },
     Wish {
         name: "sd_mod",
+        at_start: false,
+    },
+    Wish {
+        name: "fuse",
         at_start: false,
     },
     Wish {

@@ -2,7 +2,7 @@
 
 #![allow(dead_code, clippy::unwrap_used, reason = "each test file uses its part")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use kata_bundle::Bundle;
@@ -30,7 +30,8 @@ pub fn facts() -> Facts {
         source_kinds: BTreeMap::new(),
         block_devices: BTreeMap::new(),
         disk_rootfs: None,
-        shm_bytes: None,
+        memory: BTreeMap::new(),
+        small_trees: BTreeSet::new(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use kata_machine::{Accelerator, Boot, MemoryBacking};
+use kata_machine::{Accelerator, Boot, Device, DiskAccess, DiskAio, MemoryBacking};
 use tempfile::TempDir;
 
 use super::*;
@@ -223,13 +223,55 @@ async fn the_real_qemu_is_driven() {
         port: "p".into(),
         socket: place.spec.run_dir.join("a,b"),
     };
+    place.spec.devices.push(Device::DiskController);
     let machine = boot(&place.spec, LIMIT).await.expect("QEMU starts");
     machine.suspend().await.expect("stop");
     machine.resume().await.expect("cont");
     machine.connect().await.expect("the channel");
+    disks_come_and_go(&machine, place.dir.path()).await;
     machine.halt(Duration::ZERO).await;
     let exit = machine.exit().borrow().clone().expect("ended");
     assert_eq!((exit.status, exit.messages.as_str()), (Ok(0), "QEMU was told to quit"));
+}
+
+async fn disks_come_and_go(machine: &QemuMachine, dir: &Path) {
+    let disk = |read_only: bool, aio: DiskAio| {
+        let image = std::fs::File::options()
+            .read(true)
+            .write(!read_only)
+            .create(!read_only)
+            .open(dir.join("image"));
+        let file = image.expect("image");
+        if !read_only {
+            file.set_len(1 << 20).expect("size");
+        }
+        let access = DiskAccess {
+            aio,
+            ..DiskAccess::default()
+        };
+        Disk {
+            file: file.into(),
+            is_device: false,
+            read_only,
+            access,
+        }
+    };
+    let first = machine.attach(disk(false, DiskAio::Threads)).await.expect("attach");
+    let second = machine.attach(disk(true, DiskAio::Threads)).await.expect("attach");
+    assert_ne!(first, second);
+    machine.detach(first).await.expect("detach");
+    machine.detach(second).await.expect("detach");
+    let error = machine.detach(first).await.expect_err("twice").to_string();
+    assert!(error.contains("device_del"), "{error}");
+    // QEMU refuses it, because it is not direct; nothing of it stays.
+    let error = machine
+        .attach(disk(false, DiskAio::Native))
+        .await
+        .expect_err("native")
+        .to_string();
+    assert!(error.contains("blockdev-add"), "{error}");
+    let third = machine.attach(disk(false, DiskAio::Threads)).await.expect("attach");
+    assert!(third.target > second.target, "targets are not used again soon");
 }
 
 /// What QEMU takes for the setup code of a Linux kernel (boot protocol 2.0), with nothing behind it.

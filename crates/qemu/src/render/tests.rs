@@ -93,6 +93,7 @@ fn a_microvm_with_a_shared_file_system() {
                 socket: "/run/pod1/fs".into(),
                 queue_size: 1024,
             },
+            Device::DiskController,
             Device::Rng {
                 source: "/dev/urandom".into(),
             },
