@@ -36,4 +36,4 @@ pub use print::Printout;
 pub use share::{GuestMount, SharePlan};
 pub use sizing::{Size, Sizing};
 pub use tree::{TREE_BYTES, TREE_ENTRIES, TreePlan};
-pub use volume::{SocketPlan, VolumePlan};
+pub use volume::{SocketPlan, Visible, VolumePlan, visible};

@@ -125,6 +125,56 @@ pub(crate) fn host_sources(spec: &Spec) -> impl Iterator<Item = PathBuf> {
         .map(source)
 }
 
+/// A mount of a container as it can be shown on the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Visible {
+    /// It is the host's.
+    Host {
+        /// Path on the host.
+        source: PathBuf,
+        /// Where the container has it.
+        destination: PathBuf,
+        /// With what is mounted below the source.
+        recursive: bool,
+        /// Without writing.
+        read_only: bool,
+    },
+    /// It is in the guest's memory.
+    Guest {
+        /// Where the container has it.
+        destination: PathBuf,
+    },
+}
+
+impl Visible {
+    /// Where the container has it.
+    pub fn destination(&self) -> &Path {
+        let (Self::Host { destination, .. } | Self::Guest { destination }) = self;
+        destination
+    }
+}
+
+/// The mounts of a specification that hold files of people, in order.
+pub fn visible(spec: &Spec) -> Vec<Visible> {
+    let mounts = spec.mounts().iter().flatten();
+    let shown = mounts.filter_map(|mount| {
+        let destination = mount.destination().clone();
+        let is_ours = destination == Path::new(SHM) || memory::is_empty_dir(&source(mount));
+        if is_bind(mount) && !is_ours {
+            return of_the_guest(mount).is_none().then(|| Visible::Host {
+                source: source(mount),
+                recursive: has_option(mount, "rbind"),
+                read_only: is_read_only(mount),
+                destination,
+            });
+        }
+        let in_memory = is_bind(mount) || mount.typ().as_deref() == Some("tmpfs");
+        let is_of_the_system = ["/dev", "/proc", "/sys"].iter().any(|system| destination.starts_with(system));
+        (in_memory && !is_of_the_system).then_some(Visible::Guest { destination })
+    });
+    shown.collect()
+}
+
 /// What the specification binds to `/dev/shm`.
 pub(crate) fn shm_source(spec: &Spec) -> Option<PathBuf> {
     let mut mounts = spec.mounts().iter().flatten();

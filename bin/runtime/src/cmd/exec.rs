@@ -117,7 +117,7 @@ fn leave(args: &Args, found: &Found, exec: &str, ends: Ends, bundle: &Bundle, te
         exec,
         ends,
         console: console_for(terminal, args.console_socket.as_deref())?,
-        rootfs: bundle.rootfs(),
+        bundle: bundle.dir(),
     };
     let pid = stand_in.start()?;
     if let Some(file) = &args.pid_file {

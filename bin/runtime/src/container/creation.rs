@@ -53,8 +53,8 @@ pub struct Created {
     pub ends: Ends,
     /// Its process has a terminal.
     pub terminal: bool,
-    /// Its root file system on the host.
-    pub rootfs: PathBuf,
+    /// Its bundle.
+    pub bundle: PathBuf,
 }
 
 /// Creates the container.
@@ -75,7 +75,7 @@ pub async fn create(args: &Args, globals: &Globals) -> Result<Created> {
             home,
             ends,
             terminal,
-            rootfs: bundle.rootfs().to_owned(),
+            bundle: directory,
         }),
         Err(error) => {
             removal::bury(&home).await;
@@ -162,7 +162,7 @@ impl Created {
             exec: "",
             ends: self.ends,
             console,
-            rootfs: &self.rootfs,
+            bundle: &self.bundle,
         };
         let pid = stand_in.start()?;
         stand_in::note(&self.home, pid)?;

@@ -4,6 +4,7 @@ pub mod client;
 pub mod console;
 pub mod creation;
 pub mod fifo;
+pub mod inside;
 pub mod process;
 pub mod relay;
 pub mod removal;

@@ -8,17 +8,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
+use kata_bundle::Bundle;
 use kata_net::namespace;
 use kata_sandbox::record::{Home, Mark};
 use kata_sys::process::{give_fds, take_fd};
 use kata_sys::terminal;
-use kata_sys::tree::Tree;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
-use nix::unistd::{chdir, pivot_root};
 
 use crate::container::client::Connection;
 use crate::container::fifo::Ends;
+use crate::container::inside;
 use crate::container::relay::Relay;
 
 /// A stand-in to be started.
@@ -33,8 +31,8 @@ pub struct StandIn<'a> {
     pub ends: Ends,
     /// The terminal that becomes its stdio, in place of this process's own.
     pub console: Option<OwnedFd>,
-    /// The container's root file system on the host.
-    pub rootfs: &'a Path,
+    /// The container's bundle.
+    pub bundle: &'a Path,
 }
 
 /// The numbers under which a stand-in finds the ends of the fifos.
@@ -54,8 +52,8 @@ impl StandIn<'_> {
             .arg("stand-in")
             .arg("--home")
             .arg(self.home.path())
-            .arg("--rootfs")
-            .arg(self.rootfs)
+            .arg("--bundle")
+            .arg(self.bundle)
             .arg("--exec")
             .arg(self.exec);
         let mut fds = Vec::new();
@@ -92,7 +90,7 @@ pub struct Args {
     #[arg(long)]
     home: PathBuf,
     #[arg(long)]
-    rootfs: PathBuf,
+    bundle: PathBuf,
     #[arg(long, default_value = "")]
     exec: String,
     #[arg(long)]
@@ -130,7 +128,9 @@ pub async fn stand_in(args: Args) -> Result<u8> {
     let home = Home::at(args.home);
     let connection = Connection::open(&home.task_socket(), &args.id).await?;
     enter_network(&home).context("cannot enter the pod's network namespace")?;
-    enter(&args.rootfs).with_context(|| format!("cannot enter {}", args.rootfs.display()))?;
+    let bundle = Bundle::load(&args.bundle)?;
+    inside::enter(&bundle).with_context(|| format!("cannot enter {}", bundle.rootfs().display()))?;
+    drop(bundle);
     let relay = Relay {
         connection: connection.clone(),
         exec: args.exec.clone(),
@@ -149,27 +149,6 @@ pub async fn stand_in(args: Args) -> Result<u8> {
 fn enter_network(home: &Home) -> Result<()> {
     let sandbox = home.read()?.sandbox.context("the record names no sandbox process")?;
     Ok(namespace::enter(Path::new(&format!("/proc/{}/ns/net", sandbox.pid)))?)
-}
-
-/// Makes the container's files this process's root, in a mount namespace of its own. Engines that copy files to and from
-/// a running container look for them by the pid; what they find must be the container's, and never the host's.
-fn enter(rootfs: &Path) -> Result<()> {
-    unshare(CloneFlags::CLONE_NEWNS)?;
-    mount(
-        None::<&str>,
-        "/",
-        None::<&str>,
-        MsFlags::MS_REC | MsFlags::MS_PRIVATE,
-        None::<&str>,
-    )?;
-    let tree = Tree::copy(rootfs, true)?;
-    tree.settle(false, false)?;
-    tree.attach(rootfs)?;
-    chdir(rootfs)?;
-    // Onto itself, and what was the root away from above it.
-    pivot_root(".", ".")?;
-    umount2(".", MntFlags::MNT_DETACH)?;
-    Ok(chdir("/")?)
 }
 
 const NOTE: &str = "stand-in.json";
