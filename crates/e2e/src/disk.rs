@@ -41,11 +41,18 @@ impl LoopDevice {
         made
     }
 
-    /// Puts an ext4 file system on it.
+    /// Puts an ext4 file system on it that holds what is in `directory`.
     #[track_caller]
-    pub fn format(&self) {
-        let make = Cmd::new(places::tool("mkfs.ext4")).args(["-q", "-F"]);
-        make.arg(&self.node).run().ok();
+    pub fn format(&self, directory: &Path) {
+        let make = Cmd::new(places::tool("mkfs.ext4")).args(["-q", "-F", "-d"]);
+        make.arg(directory).arg(&self.node).run().ok();
+    }
+
+    /// The content of a file in its ext4 file system, as it is on the disk.
+    #[track_caller]
+    pub fn file(&self, path: &str) -> String {
+        let debugfs = Cmd::new(places::tool("debugfs")).args(["-R", &format!("cat {path}")]);
+        debugfs.arg(&self.node).run().ok().text()
     }
 
     /// `/dev/loopN`

@@ -19,6 +19,7 @@ pub mod podman;
 pub mod program;
 pub mod rootfs;
 pub mod runtime;
+pub mod task;
 pub mod terminal;
 pub mod wait;
 

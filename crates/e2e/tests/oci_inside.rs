@@ -8,7 +8,7 @@ use kata_e2e::against_both;
 use kata_e2e::bundle::Bundle;
 use kata_e2e::fixture::Shared;
 use kata_e2e::lab::Lab;
-use kata_e2e::program::compile;
+use kata_e2e::program;
 use kata_e2e::runtime::{Kind, Runtime};
 use serde_json::{Value, json};
 
@@ -83,7 +83,7 @@ fn look(kind: Kind, lab: &Lab) -> View {
     std::fs::create_dir(&data).expect("data");
     std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o777)).expect("mode");
     std::fs::write(data.join("hello"), "from outside\n").expect("hello");
-    compile(MAP_SHARED, &data.join("map-shared"));
+    program::compile(MAP_SHARED, &data.join("map-shared"));
     let sections = ASKED
         .iter()
         .map(|(name, ask)| format!("echo '== {name}'; {{ {ask}; }} 2>&1\n"));

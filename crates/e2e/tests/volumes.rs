@@ -11,6 +11,7 @@ use kata_e2e::containerd::Containerd;
 use kata_e2e::disk::LoopDevice;
 use kata_e2e::fixture::Shared;
 use kata_e2e::lab::Lab;
+use kata_e2e::program;
 use kata_e2e::runtime::Kind;
 use serde_json::{Value, json};
 
@@ -30,7 +31,9 @@ against_both!(
 fn mounts_that_would_spread_to_the_host_are_refused() {
     let pod = pod(Kind::Kata);
     let [flag, value] = bind(&pod.dir("spreads"), "/data", "rbind:rshared");
-    pod.run("spreads", &[&flag, &value], "true").failed().complains("Bidirectional");
+    pod.run("spreads", &[&flag, &value], "true")
+        .failed()
+        .complains("Bidirectional");
 }
 
 #[test]
@@ -39,7 +42,8 @@ fn huge_pages_are_the_guests_own() {
     let wanted = |mib: u64| {
         move |spec: &mut Value| {
             spec["linux"]["resources"]["hugepageLimits"] = json!([{"pageSize": "2MB", "limit": mib << 20}]);
-            let mount = json!({"destination": "/huge", "type": "hugetlbfs", "source": "hugetlbfs", "options": ["pagesize=2M"]});
+            let mount =
+                json!({"destination": "/huge", "type": "hugetlbfs", "source": "hugetlbfs", "options": ["pagesize=2M"]});
             spec["mounts"].as_array_mut().expect("mounts").push(mount);
         }
     };
@@ -135,7 +139,10 @@ fn bind(source: &Path, destination: &str, options: &str) -> [String; 2] {
 }
 
 fn mount_tmpfs(at: &Path, options: &str) {
-    let mount = containerd().lab().command("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]);
+    let mount = containerd()
+        .lab()
+        .command("mount")
+        .args(["-t", "tmpfs", "-o", options, "tmpfs"]);
     mount.arg(at).run().ok();
 }
 
@@ -187,7 +194,9 @@ fn a_block_device_is_what_its_rule_and_its_mount_say(kind: Kind) {
         spec["mounts"].as_array_mut().expect("mounts").push(mount);
     });
 
-    outcome.ok().stdout("outside\nOperation not permitted\noutside a block device\n");
+    outcome
+        .ok()
+        .stdout("outside\nOperation not permitted\noutside a block device\n");
     assert!(device.close(), "somebody still has it open");
 }
 
@@ -198,13 +207,23 @@ fn memory_is_shared_by_the_containers_of_a_pod(kind: Kind) {
     let empty_dir = pod.dir("volumes/kubernetes.io~empty-dir/cache");
     mount_tmpfs(&shm, "mode=1777,size=3m");
     mount_tmpfs(&empty_dir, "mode=2770,gid=1000,size=2m");
-    let flags: Vec<String> = [bind(&shm, "/dev/shm", "rbind:rw"), bind(&empty_dir, "/cache", "rbind:rw")].concat();
+    let flags: Vec<String> = [
+        bind(&shm, "/dev/shm", "rbind:rw"),
+        bind(&empty_dir, "/cache", "rbind:rw"),
+    ]
+    .concat();
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
 
     let script = "stat -c '%a %g' /cache; df -k /dev/shm /cache | awk '/dev.shm|cache/ {print $2}'; \
                   echo left >/cache/file; echo right >/dev/shm/file";
-    pod.run("memory-1", &flags, script).ok().stdout("2770 1000\n3072\n2048\n");
-    let outcome = pod.run("memory-2", &flags, "cat /cache/file /dev/shm/file; stat -c %g /cache/file");
+    pod.run("memory-1", &flags, script)
+        .ok()
+        .stdout("2770 1000\n3072\n2048\n");
+    let outcome = pod.run(
+        "memory-2",
+        &flags,
+        "cat /cache/file /dev/shm/file; stat -c %g /cache/file",
+    );
     outcome.ok().stdout("left\nright\n1000\n");
 }
 
@@ -223,22 +242,50 @@ fn publish(volume: &Path, version: &str, value: &str) {
     }
 }
 
+/// Waits until a name is moved into a directory.
+const WATCH: &str = r#"
+#include <stdio.h>
+#include <string.h>
+#include <sys/inotify.h>
+#include <unistd.h>
+int main(int argc, char **argv) {
+    char buffer[4096];
+    int watch = inotify_init();
+    if (argc < 3 || inotify_add_watch(watch, argv[1], IN_MOVED_TO) < 0) { perror("watch"); return 1; }
+    puts("watching");
+    fflush(stdout);
+    for (;;) {
+        ssize_t length = read(watch, buffer, sizeof buffer);
+        for (char *at = buffer; at < buffer + length;) {
+            struct inotify_event *event = (struct inotify_event *)at;
+            if (!strcmp(event->name, argv[2])) return 0;
+            at += sizeof *event + event->len;
+        }
+    }
+}
+"#;
+
 fn a_volume_of_values_changes_and_who_watches_is_told(kind: Kind) {
     let pod = pod(kind);
     let volume = pod.dir("volumes/kubernetes.io~configmap/settings");
     publish(&volume, "..one", "old");
-    let [flag, value] = bind(&volume, "/settings", "rbind:ro");
-    let script = "cat /settings/key; inotifyd /bin/echo /settings:y >/tmp/events & \
-                  while [ $(cat /settings/key) != new ]; do sleep 0.1; done; sleep 0.2; \
-                  echo; cat /settings/key; ls -A /settings; grep -o '[.][.]data' /tmp/events | head -n 1; \
-                  touch /settings/x 2>/dev/null || echo read-only; kill %1";
-    let mut running = pod.command("values", &[&flag, &value], script).start();
-    running.read_until("old");
+    let program = pod.dir.join("watch");
+    program::compile(WATCH, &program);
+    let flags: Vec<String> = [
+        bind(&volume, "/settings", "rbind:ro"),
+        bind(&program, "/watch", "rbind:ro"),
+    ]
+    .concat();
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let script = "cat /settings/key; /watch /settings ..data && cat /settings/key; sleep 0.5; ls -A /settings; \
+                  touch /settings/x 2>/dev/null || echo read-only";
+    let mut running = pod.command("values", &flags, script).start();
+    running.read_until("oldwatching");
 
     publish(&volume, "..two", "new");
 
     let said = running.read_until("read-only");
-    assert_eq!(said, "\nnew..data\n..two\nkey\n..data\nread-only\n");
+    assert_eq!(said.trim_start(), "new..data\n..two\nkey\nread-only\n");
     running.finish().ok();
 }
 
@@ -261,7 +308,13 @@ fn what_the_host_mounts_later_below_a_following_volume_is_seen(kind: Kind) {
     let pod = pod(kind);
     let volume = pod.dir("follows");
     mount_tmpfs(&volume, "mode=755");
-    containerd().lab().command("mount").arg("--make-shared").arg(&volume).run().ok();
+    containerd()
+        .lab()
+        .command("mount")
+        .arg("--make-shared")
+        .arg(&volume)
+        .run()
+        .ok();
     containerd().lab().command("mkdir").arg(volume.join("later")).run().ok();
     let [flag, value] = bind(&volume, "/follows", "rbind:rslave");
     let script = "echo up; while [ ! -e /follows/later/file ]; do sleep 0.1; done; cat /follows/later/file";
@@ -273,7 +326,13 @@ fn what_the_host_mounts_later_below_a_following_volume_is_seen(kind: Kind) {
 
     running.read_until("mounted later");
     running.finish().ok();
-    containerd().lab().command("umount").args(["-R"]).arg(&volume).run().ok();
+    containerd()
+        .lab()
+        .command("umount")
+        .args(["-R"])
+        .arg(&volume)
+        .run()
+        .ok();
 }
 
 fn binds_may_lie_in_binds_and_on_what_is_not_there(kind: Kind) {
@@ -296,7 +355,9 @@ fn binds_may_lie_in_binds_and_on_what_is_not_there(kind: Kind) {
 
     let outcome = pod.run("nested", &flags, script);
 
-    outcome.ok().stdout("file\nRead-only file system\n127.0.0.1 me\nchanged\n");
+    outcome
+        .ok()
+        .stdout("file\nRead-only file system\n127.0.0.1 me\nchanged\n");
     assert_eq!(fs::read_to_string(outer.join("made")).expect("made"), "made\n");
     assert_eq!(fs::read_to_string(inner.join("file")).expect("file"), "changed\n");
 }
@@ -306,5 +367,7 @@ fn a_missing_source_is_named(kind: Kind) {
     let missing = pod.dir.join("nowhere");
     let [flag, value] = bind(&missing, "/data", "rbind:rw");
     let outcome = pod.run("missing", &[&flag, &value], "true").failed();
-    outcome.complains(&missing.display().to_string()).complains("no such file or directory");
+    outcome
+        .complains(&missing.display().to_string())
+        .complains("no such file or directory");
 }

@@ -120,6 +120,8 @@ fn daemon_arguments(config: &Config, share_dir: &Path) -> Vec<String> {
         // Its own mount, pid and network namespaces, with the share as its root.
         "--sandbox=namespace".into(),
         "--seccomp=kill".into(),
+        // A device node that a guest makes in a volume would be one of the host's devices for whoever opens it there.
+        "--modcaps=-mknod".into(),
         format!("--cache={}", config.qemu.virtio_fs_cache.as_str()),
         // Every container's root file system is a mount below the share.
         "--announce-submounts".into(),

@@ -169,7 +169,9 @@ pub fn visible(spec: &Spec) -> Vec<Visible> {
             });
         }
         let in_memory = is_bind(mount) || mount.typ().as_deref() == Some("tmpfs");
-        let is_of_the_system = ["/dev", "/proc", "/sys"].iter().any(|system| destination.starts_with(system));
+        let is_of_the_system = ["/dev", "/proc", "/sys"]
+            .iter()
+            .any(|system| destination.starts_with(system));
         (in_memory && !is_of_the_system).then_some(Visible::Guest { destination })
     });
     shown.collect()

@@ -13,7 +13,7 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 use kata_machine::{Exit, ExitWatch, MachineError};
-use kata_sys::process::{PidFd, die_with_parent, give_fds};
+use kata_sys::process::{PidFd, die_with_parent, forbid_device_nodes, give_fds};
 use nix::sys::signal::Signal;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::UnixStream;
@@ -86,6 +86,8 @@ pub(crate) fn launch(line: &[String], nodes: &[Node], console_log: Option<File>)
             .map(|(file, number)| (file.as_raw_fd(), *number))
             .collect(),
     );
+    // Its own file server (virtio-9p) would make those that the guest asks for, with the host's numbers.
+    forbid_device_nodes(&mut command);
     let mut command = Command::from(command);
     let spawned = command.kill_on_drop(true).spawn();
     // The command still holds their ends; while it does, the console would not end with QEMU.

@@ -319,12 +319,16 @@ impl Sandbox {
         let steps = self
             .ask(move |state| state.containers.remove(&wanted).and_then(|container| container.steps))
             .await?;
-        if self.is_first(id) {
+        let (first, has_disks) = (self.is_first(id), self.has_disks().await);
+        if first && !has_disks {
             // The machine goes with everything in it; there is no need to tidy up inside first.
             self.undo_pod().await;
         }
         if let Some(steps) = steps {
             steps.undo().await;
+        }
+        if first && has_disks {
+            self.undo_pod().await;
         }
         Ok(())
     }

@@ -79,6 +79,25 @@ impl Disks {
 }
 
 impl Sandbox {
+    /// Whether the machine has disks: what the guest has not written to them yet would be lost with the machine, so it
+    /// must let go of them first.
+    pub(crate) async fn has_disks(&self) -> bool {
+        self.ask(|state| !state.disks.0.is_empty()).await.unwrap_or(false)
+    }
+
+    /// Has the guest let go of all its disks.
+    pub(crate) async fn settle_disks(&self) {
+        if !self.has_disks().await {
+            return;
+        }
+        let Ok(guest) = self.guest().await else { return };
+        for container in self.containers().await {
+            if let Err(error) = guest.delete_container(&container).await {
+                tracing::warn!(container, %error, "the guest may not have written everything to its disks");
+            }
+        }
+    }
+
     /// Opens the disks of a container.
     pub(crate) fn open_disks(&self, disks: &[DiskPlan]) -> Result<Vec<OpenDisk>, SandboxError> {
         if disks.is_empty() {

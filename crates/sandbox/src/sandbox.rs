@@ -407,6 +407,7 @@ impl Sandbox {
     /// Ends the machine, forgets all containers and takes everything back. Nothing of the pod is left but its
     /// directory.
     pub async fn shut_down(&self) {
+        self.settle_disks().await;
         let taken = self
             .ask(|state| {
                 // Before the machine ends, so that its end is no surprise.

@@ -73,7 +73,13 @@ fn show(what: &Visible, tree: Option<Tree>) -> io::Result<()> {
         (Visible::Host { .. }, None) => Ok(()),
         (Visible::Guest { .. }, _) => {
             let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-            let mounted = mount(Some("kata-guest"), destination, Some("tmpfs"), flags, Some("size=4k,mode=555"));
+            let mounted = mount(
+                Some("kata-guest"),
+                destination,
+                Some("tmpfs"),
+                flags,
+                Some("size=4k,mode=555"),
+            );
             mounted.map_err(io::Error::from)
         }
     };

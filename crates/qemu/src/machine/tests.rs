@@ -159,7 +159,9 @@ async fn death_is_seen_at_once_with_its_signal() {
 
 #[tokio::test]
 async fn the_console_is_kept_and_shown() {
-    let place = Place::with_script(&greeting_script("printf 'Booting\\r\\nKernel panic\\r\\n'; sleep 0.3; exit 0"));
+    let place = Place::with_script(&greeting_script(
+        "printf 'Booting\\r\\nKernel panic\\r\\n'; sleep 0.3; exit 0",
+    ));
     let machine = boot(&place.spec, LIMIT).await.expect("it greets");
     machine.halt(LIMIT).await;
     assert_eq!(machine.console_tail(), "Booting\nKernel panic\n");
