@@ -26,10 +26,13 @@ pub async fn connect(mut stream: Stream, family: Family, port: u16) {
     };
     // What comes in pieces was written in pieces.
     let _ = connection.set_nodelay(true);
-    if stream.write_all(&[CONNECTED]).await.is_ok() && stream.flush().await.is_ok() {
-        if relay(&mut stream, &mut connection).await.is_ok() {
-            return;
-        }
+    let carried = async {
+        stream.write_all(&[CONNECTED]).await?;
+        stream.flush().await?;
+        relay(&mut stream, &mut connection).await
+    };
+    if carried.await.is_err() {
+        // What was reset on the host is reset here.
+        let _ = connection.set_zero_linger();
     }
-    let _ = connection.set_zero_linger();
 }
