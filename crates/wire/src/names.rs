@@ -18,7 +18,8 @@ pub const ROOTFS_DIR: &str = "rootfs";
 /// Below a container's directory in the share: its volumes, `<index>-<name>`.
 pub const VOLUMES_DIR: &str = "volumes";
 
-/// Where the guest keeps the namespaces of the pod's first container (`ipc`, `uts`, `pid`) for the others to join.
+/// Where the guest keeps the namespaces of the pod (`ipc`, `uts`, `pid`) for its containers to join: those of the first
+/// container, or its own if the pod has none.
 pub const POD_NAMESPACES: &str = "/run/kata/namespaces";
 
 /// Where the guest makes the sockets that stand for sockets of the host, one directory a container.

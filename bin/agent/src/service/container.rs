@@ -119,7 +119,7 @@ async fn make(pod: &Pod, request: &CreateContainerRequest) -> Result<Container, 
 }
 
 /// Keeps the namespaces of the process for other containers to join, in place of those that were kept before.
-fn keep_namespaces(pid: u32) -> std::io::Result<()> {
+pub(super) fn keep_namespaces(pid: u32) -> std::io::Result<()> {
     let directory = Path::new(names::POD_NAMESPACES);
     std::fs::create_dir_all(directory)?;
     for kind in ["ipc", "uts", "pid"] {

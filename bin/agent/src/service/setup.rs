@@ -7,6 +7,7 @@ use kata_wire::proto::{SetupRequest, SetupResponse, Share};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 
+use super::container::keep_namespaces;
 use super::refusal::Refusal;
 use crate::clock;
 use crate::pod::Pod;
@@ -32,6 +33,8 @@ pub fn setup(pod: &Pod, request: &SetupRequest) -> Result<SetupResponse, Refusal
     if let Some(network) = request.network.as_ref() {
         super::network::make(pod, network)?;
     }
+    // The guest's own are the pod's until a first container brings others; a pod may do without one.
+    keep_namespaces(std::process::id()).map_err(|error| failed("keep the guest's namespaces", &error))?;
     tracing::info!(sandbox = %request.sandbox_id, shares = request.shares.len(), "set up");
     let kernel = nix::sys::utsname::uname().map_err(|errno| failed("ask for the kernel's name", &errno))?;
     Ok(SetupResponse {
