@@ -217,7 +217,7 @@ fn killed_sandboxes_leave_nothing_in_the_namespace() {
 }
 
 #[test]
-fn a_pod_reaches_the_world_over_macvtaps() {
+fn a_pod_in_a_microvm_reaches_the_world_over_macvtaps() {
     let id = "macvtap";
     let path = namespace(id, 30, 1);
     let before = traces(id);
@@ -227,7 +227,7 @@ fn a_pod_reaches_the_world_over_macvtaps() {
     begin(
         &bundle,
         id,
-        "[hypervisor.qemu]\nnetwork_queues = 2\n[runtime]\ninternetworking_model = \"macvtap\"\n",
+        "[hypervisor.qemu]\nmachine_type = \"microvm\"\nnetwork_queues = 2\n[runtime]\ninternetworking_model = \"macvtap\"\n",
     );
 
     assert_eq!(inside(id, "cat /sys/class/net/eth0/address"), mac);
