@@ -28,7 +28,10 @@ pub fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         // What is left behind a damaged record is removed, too.
         Err(error) if args.force => {
             let home = client::home_of(globals, &args.id)?;
-            block_on(async { Ok(removal::bury(&home).await) })?;
+            block_on(async {
+                removal::bury(&home).await;
+                Ok(())
+            })?;
             tracing::warn!(error = %format!("{error:#}"), "removed by force");
             return Ok(ExitCode::SUCCESS);
         }
