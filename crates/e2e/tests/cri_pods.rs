@@ -1,8 +1,9 @@
 //! Pods through CRI: their life, what is told of them, what their containers share, and what is refused.
 
 use kata_e2e::against_nodes;
-use kata_e2e::cri::{Cri, Node, Pod};
+use kata_e2e::cri::{Cri, Node};
 use kata_e2e::lab::Lab;
+use kata_e2e::leak::Snapshot;
 use kata_e2e::runtime::Kind;
 use serde_json::json;
 
@@ -156,33 +157,34 @@ fn init_containers_run_one_after_the_other(node: Node) {
 }
 
 fn the_network_of_the_host_is_given_or_refused(node: Node) {
-    let edit = |config: &mut serde_json::Value| {
-        config["linux"]["security_context"]["namespace_options"]["network"] = json!("NODE");
-        // Such a pod has the host's name, too.
-        config["hostname"] = json!("");
+    let lab = Lab::open();
+    let cri = Cri::start(&lab, node.release);
+    let mark = ["link", "add", "name", "mark0", "type", "bridge"];
+    lab.command("ip").args(mark).run().ok();
+    let ask = || {
+        cri.try_pod(node.kind.cri_handler(), "host-network", |config| {
+            config["linux"]["security_context"]["namespace_options"]["network"] = json!("NODE");
+            // Such a pod has the host's name, too.
+            config["hostname"] = json!("");
+        })
     };
-    let name = node.named("host-network");
-    let before = std::fs::read_to_string(format!("/proc/{}/net/dev", node.lab().anchor())).expect("links");
-    let asked = node.cri().try_pod(node.kind.cri_handler(), &name, edit);
     match node.kind {
         Kind::Runc => {
-            let pod = asked.expect("runc shares the host's network");
+            let pod = ask().expect("runc shares the host's network");
             let container = pod.run_container("in", &["sleep", "1000"], |_| ());
-            container.sh("ip link").ok().says("cni-e2e");
+            container.sh("ip link").ok().says("mark0");
             pod.remove();
         }
         Kind::Kata => {
-            let refusal = asked
-                .map(|pod: Pod| pod.id().to_owned())
-                .expect_err("a VM has a network of its own");
-            assert!(refusal.message.contains("host's network"), "{refusal}");
-            let links = |text: &str| {
-                text.lines()
-                    .filter_map(|line| Some(line.split_once(':')?.0.to_owned()))
-                    .collect::<Vec<_>>()
+            let refused = || {
+                let refusal = ask().map(|_| ()).expect_err("a VM has a network of its own");
+                assert!(refusal.message.contains("host's network"), "{refusal}");
             };
-            let after = std::fs::read_to_string(format!("/proc/{}/net/dev", node.lab().anchor())).expect("links");
-            assert_eq!(links(&before), links(&after), "nothing on the host is touched");
+            refused();
+            // containerd has made its folders.
+            let before = Snapshot::take(&lab);
+            refused();
+            before.expect_nothing_more(&lab, "a pod that is refused");
         }
     }
 }

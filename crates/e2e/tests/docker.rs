@@ -289,7 +289,9 @@ fn files_limits_and_users_are_as_asked_for(door: Door) {
         "20m",
     ];
     docker.run(door.kind, &flags, &eater).run().exit(137);
-    assert_eq!(docker.inspect("{{.State.OOMKilled}}", &name), "true");
+    // 20.10 learns it from runc's shim, which watches a cgroup of the host: the guest's are out of its sight.
+    let told = door.kind == Kind::Runc || door.version == Version::V28;
+    assert_eq!(docker.inspect("{{.State.OOMKilled}}", &name), told.to_string());
     docker.docker(["rm", &name]).run().ok();
 }
 
