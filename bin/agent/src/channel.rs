@@ -11,9 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::socket::{
-    AddressFamily, Backlog, NetlinkAddr, SockFlag, SockProtocol, SockType, VsockAddr, bind, listen, socket,
-};
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, VsockAddr, bind, listen, socket};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
@@ -23,6 +21,7 @@ use kata_wire::names;
 
 use crate::descriptor::{Descriptor, watch, watch_for};
 use crate::modules::Modules;
+use crate::uevents::Uevents;
 
 const PORTS: &str = "/sys/class/virtio-ports";
 
@@ -33,9 +32,6 @@ const DEVICE_LIMIT: Duration = Duration::from_secs(1);
 /// Kinds of virtio devices.
 const CONSOLE: &str = "0x0003";
 const VSOCK: &str = "0x0013";
-
-/// Longest event of the kernel, bytes.
-const LONGEST_EVENT: usize = 8192;
 
 /// Where connections come from.
 #[derive(Debug)]
@@ -122,7 +118,7 @@ fn has_host(port: &OwnedFd) -> io::Result<bool> {
 
 async fn find_port() -> anyhow::Result<Option<PathBuf>> {
     // Listening begins before looking, so that nothing falls between.
-    let events = watch(kernel_events().context("listen to the kernel's events")?)?;
+    let events = Uevents::listen().context("listen to the kernel's events")?;
     if let Ok(found) = timeout(DEVICE_LIMIT, next_port(&events)).await {
         return found.map(Some);
     }
@@ -135,15 +131,12 @@ async fn find_port() -> anyhow::Result<Option<PathBuf>> {
     }
 }
 
-async fn next_port(events: &AsyncFd<OwnedFd>) -> anyhow::Result<PathBuf> {
+async fn next_port(events: &Uevents) -> anyhow::Result<PathBuf> {
     loop {
         if let Some(port) = named_port(Path::new(PORTS), names::CHANNEL_PORT) {
             return Ok(Path::new("/dev").join(port));
         }
-        let mut ready = events.readable().await?;
-        let mut event = [0; LONGEST_EVENT];
-        // What the event says does not matter: it is time to look again.
-        let _ = ready.try_io(|socket| nix::unistd::read(socket.get_ref(), &mut event).map_err(io::Error::from));
+        events.next().await?;
     }
 }
 
@@ -163,18 +156,6 @@ fn has_device(kind: &str) -> bool {
         .flatten()
         .flatten()
         .any(|device| fs::read_to_string(device.path().join("device")).is_ok_and(|found| found.trim_end() == kind))
-}
-
-fn kernel_events() -> nix::Result<OwnedFd> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let socket = socket(
-        AddressFamily::Netlink,
-        SockType::Datagram,
-        flags,
-        SockProtocol::NetlinkKObjectUEvent,
-    )?;
-    bind(socket.as_raw_fd(), &NetlinkAddr::new(0, 1))?;
-    Ok(socket)
 }
 
 fn listen_on_vsock() -> io::Result<AsyncFd<OwnedFd>> {

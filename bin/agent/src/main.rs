@@ -21,6 +21,7 @@ mod server;
 mod service;
 mod sockets;
 mod table;
+mod uevents;
 mod watch_cgroup;
 
 use std::sync::Arc;

@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use containerd_shim_protos::sandbox_async::create_sandbox;
 use containerd_shim_protos::shim_async::create_task;
 use kata_bundle::Bundle;
+use kata_cgroup::Hierarchies;
 use kata_config::Config;
 use kata_machine::Vmm;
 use kata_sandbox::outside::Outside;
@@ -64,6 +65,7 @@ async fn serve(flags: &Flags, home: Home, listener: StdListener, outside: Outsid
         options_config: flags.options_config.clone(),
         outside,
         origin: Arc::new(origin),
+        hierarchies: find_hierarchies,
         events,
         driver: Box::new(drivers::driver),
     };
@@ -99,6 +101,14 @@ async fn serve(flags: &Flags, home: Home, listener: StdListener, outside: Outsid
     Ok(())
 }
 
+/// A host without cgroups, or one that hides them, runs pods all the same.
+fn find_hierarchies() -> Hierarchies {
+    Hierarchies::find().unwrap_or_else(|error| {
+        tracing::warn!(%error, "cannot tell which cgroups the host has");
+        Hierarchies::default()
+    })
+}
+
 /// Everything that is served, by its name.
 pub fn services(tasks: &Arc<TaskService>, closing: &Arc<Notify>) -> HashMap<String, Service> {
     let mut services = create_task(tasks.clone());
@@ -127,6 +137,8 @@ pub struct Opening {
     pub outside: Outside,
     /// Where the engine's paths mean something.
     pub origin: Arc<Origin>,
+    /// Looks for the host's cgroups.
+    pub hierarchies: fn() -> Hierarchies,
     /// Where events go.
     pub events: mpsc::UnboundedSender<kata_sandbox::Event>,
     /// The driver for a configuration.
@@ -163,6 +175,7 @@ impl Opening {
             config: Arc::new(config),
             outside: self.outside.clone(),
             origin: self.origin.clone(),
+            hierarchies: (self.hierarchies)(),
             events: self.events.clone(),
             faults: Faults::none(),
         }))

@@ -292,9 +292,11 @@ impl Task for TaskService {
     }
 
     async fn update(&self, _: &TtrpcContext, request: api::UpdateTaskRequest) -> Done {
-        let resources = request.resources.into_option().map(|any| any.value).unwrap_or_default();
+        let resources = request.resources.into_option().map(|any| any.value);
+        // None is no change.
+        let resources = resources.unwrap_or_else(|| b"{}".to_vec());
         let sandbox = self.sandbox().await?;
-        whole(async move { sandbox.update(&request.id, resources).await }).await?;
+        whole(async move { sandbox.update(&request.id, &resources).await }).await?;
         Ok(api::Empty::new())
     }
 

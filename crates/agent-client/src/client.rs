@@ -231,6 +231,14 @@ impl Agent {
         ask!(self.update(request)).map(drop)
     }
 
+    /// Has the guest take into use what its machine was given, and answers what it has.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn online(&self, request: proto::OnlineRequest) -> Result<proto::OnlineResponse, AgentError> {
+        ask!(self.online_resources(request))
+    }
+
     /// The processes of a container.
     ///
     /// # Errors

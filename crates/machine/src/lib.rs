@@ -11,4 +11,4 @@ mod spec;
 pub use device::{Device, Wire};
 pub use disk::{Disk, DiskAccess, DiskAddress, DiskAio};
 pub use port::{Exit, ExitWatch, Machine, MachineError, Transport, Vmm};
-pub use spec::{Accelerator, Boot, Channel, Growth, MachineSpec, MemoryBacking, MemoryGrowth};
+pub use spec::{Accelerator, Boot, Channel, Growth, MachineSpec, MemoryBacking, MemoryGrowth, Size};

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
-use crate::{Disk, DiskAddress, MachineSpec};
+use crate::{Disk, DiskAddress, MachineSpec, Size};
 
 /// A byte stream to the guest's agent.
 pub trait Transport: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
@@ -150,6 +150,19 @@ pub trait Machine: Send + Sync {
     /// # Errors
     /// [`MachineError::Refused`], [`MachineError::Silent`]
     async fn detach(&self, disk: DiskAddress) -> Result<(), MachineError>;
+
+    /// The threads of the host that are the guest's CPUs.
+    ///
+    /// # Errors
+    /// [`MachineError::Refused`], [`MachineError::Silent`]
+    async fn vcpu_threads(&self) -> Result<Vec<u32>, MachineError>;
+
+    /// Gives the machine CPUs and memory, or takes back what it can give, within its [`crate::Growth`]; answers what it has
+    /// then, which may be more or less. What is new the guest has yet to take into use.
+    ///
+    /// # Errors
+    /// [`MachineError::Refused`], [`MachineError::Silent`]; part of it may have been done.
+    async fn resize(&self, wish: Size) -> Result<Size, MachineError>;
 
     /// Ends the VMM: waits up to `grace` for the guest's own power-off, then kills it. The process is gone on return.
     async fn halt(&self, grace: Duration);

@@ -34,6 +34,6 @@ pub use network::{NamespacePlan, NetworkPlan, NicPlan, namespace};
 pub use pod::{PodPlan, pod};
 pub use print::Printout;
 pub use share::{GuestMount, SharePlan};
-pub use sizing::{Size, Sizing};
+pub use sizing::Sizing;
 pub use tree::{TREE_BYTES, TREE_ENTRIES, TreePlan};
 pub use volume::{SocketPlan, Visible, VolumePlan, visible};

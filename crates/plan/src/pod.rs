@@ -25,6 +25,8 @@ const ID_LIMIT: usize = 255;
 pub struct PodPlan {
     /// Sandbox id.
     pub id: String,
+    /// It is one container that its engine knows as such.
+    pub alone: bool,
     /// The machine.
     pub machine: MachineSpec,
     /// From what its size follows.
@@ -54,7 +56,7 @@ pub fn pod(id: &str, bundle: &Bundle, config: &Config, facts: &Facts) -> Result<
         });
     }
     let (sizing, size_note) = sizing::decide(bundle, config, facts)?;
-    let size = sizing.boot();
+    let size = sizing.boot;
     let (share, share_note) = share::decide(config, facts)?;
     let (channel, channel_note) = channel(config, facts)?;
     let (network, network_notes) = network::decide(config, facts, size.vcpus);
@@ -102,6 +104,7 @@ pub fn pod(id: &str, bundle: &Bundle, config: &Config, facts: &Facts) -> Result<
     };
     Ok(PodPlan {
         id: id.into(),
+        alone: *bundle.role() == Role::Single,
         machine,
         sizing,
         cgroups: cgroup::decide(id, bundle, config),

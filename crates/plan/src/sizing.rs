@@ -2,7 +2,7 @@
 
 use kata_bundle::Bundle;
 use kata_config::{Config, CpuCount};
-use kata_machine::Accelerator;
+use kata_machine::{Accelerator, Size};
 use serde::Serialize;
 
 use crate::demand::{self, Demand};
@@ -17,20 +17,13 @@ const TCG_MEMORY_MIB: u32 = 256;
 /// Kata's default.
 const KVM_MEMORY_MIB: u32 = 2048;
 
-/// A number of CPUs and an amount of memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub struct Size {
-    /// CPUs.
-    pub vcpus: u32,
-    /// Memory, MiB.
-    pub memory_mib: u32,
-}
-
 /// From what the size of a machine follows, now and whenever its containers change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Sizing {
     /// What the machine has for itself.
     pub base: Size,
+    /// What it boots with.
+    pub boot: Size,
     /// The most that it may have.
     pub most: Size,
     /// What the engine has said of the whole pod.
@@ -43,11 +36,6 @@ impl Sizing {
     /// The size for containers of these demands.
     pub fn size(&self, containers: impl IntoIterator<Item = Demand>) -> Size {
         self.size_for(Demand::sum(containers).max(self.announced))
-    }
-
-    /// The size to boot with.
-    pub fn boot(&self) -> Size {
-        self.size_for(self.announced)
     }
 
     fn size_for(&self, demand: Demand) -> Size {
@@ -94,13 +82,23 @@ pub(crate) fn decide(bundle: &Bundle, config: &Config, facts: &Facts) -> Result<
     };
     let fixed = fixed(config);
     let announced = announced(bundle, config)?;
-    let sizing = Sizing {
+    let mut sizing = Sizing {
         base,
+        boot: base,
         most,
         announced,
         fixed,
     };
-    let size = sizing.boot();
+    let size = sizing.size_for(announced);
+    sizing.boot = match (facts.accelerator, fixed) {
+        // Emulated, a second CPU makes the boot half again as dear (1.3 s of CPU time, and many times the wall time on a
+        // busy host); added afterwards it costs 0.3 s.
+        (Accelerator::Tcg, None) => Size {
+            vcpus: base.vcpus,
+            ..size
+        },
+        _ => size,
+    };
     let note = format!(
         "size: {} of {host_cpus} CPUs, {} MiB ({} {why}{}); {}",
         size.vcpus,

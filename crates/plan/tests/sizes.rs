@@ -5,8 +5,8 @@
 mod support;
 
 use kata_config::{Config, CpuCount};
-use kata_machine::{Growth, MemoryGrowth};
-use kata_plan::{Demand, PlanError, PodPlan, Size};
+use kata_machine::{Accelerator, Growth, MemoryGrowth, Size};
+use kata_plan::{Demand, Facts, PlanError, PodPlan};
 use serde_json::{Value, json};
 
 fn plan(spec: &Value, config: &Config) -> Result<PodPlan, PlanError> {
@@ -32,9 +32,12 @@ fn pod(annotations: Value) -> Value {
     spec
 }
 
+/// What the machine has when its first container begins.
 fn size(spec: &Value, config: &Config) -> (u32, u32) {
     let plan = plan(spec, config).unwrap();
-    (plan.machine.vcpus, plan.machine.memory_mib)
+    let size = plan.sizing.size([]);
+    assert_eq!(plan.machine.memory_mib, size.memory_mib);
+    (size.vcpus, size.memory_mib)
 }
 
 const MIB: i64 = 1 << 20;
@@ -160,6 +163,26 @@ fn an_update_changes_what_it_speaks_of() {
             Demand { cpu_millis, memory_mib },
             "{json}"
         );
+    }
+}
+
+/// Under KVM a machine boots with all its CPUs, without it they come afterwards, unless it cannot grow.
+#[test]
+fn emulated_machines_boot_with_few_cpus() {
+    let spec = alone(json!({"cpu": {"quota": 200_000}}));
+    let fixed = configured(|config| config.runtime.static_sandbox_resource_mgmt = true);
+    for (accelerator, config, wanted) in [
+        (Accelerator::Kvm, Config::default(), 3),
+        (Accelerator::Tcg, Config::default(), 1),
+        (Accelerator::Tcg, fixed, 3),
+    ] {
+        let facts = Facts {
+            accelerator,
+            ..support::facts()
+        };
+        let plan = kata_plan::pod("p1", &support::bundle(&spec), &config, &facts).unwrap();
+        assert_eq!(plan.machine.vcpus, wanted, "{accelerator}");
+        assert_eq!(plan.sizing.size([]).vcpus, 3);
     }
 }
 

@@ -11,6 +11,7 @@ mod disk;
 mod launch;
 mod machine;
 mod render;
+mod room;
 mod tail;
 mod version;
 

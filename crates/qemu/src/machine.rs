@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use kata_machine::{Channel, Disk, DiskAddress, ExitWatch, Machine, MachineError, MachineSpec, Transport};
+use kata_machine::{Channel, Disk, DiskAddress, ExitWatch, Machine, MachineError, MachineSpec, Size, Transport};
 use kata_sys::tsc;
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use crate::control::{Control, ControlError};
 use crate::disk::Disks;
 use crate::launch::{self, Launched, Process};
+use crate::room::Room;
 use crate::tail::Tail;
 use crate::{channel, render};
 
@@ -37,6 +38,7 @@ pub(crate) struct QemuMachine {
     console: Tail,
     process: Process,
     disks: Disks,
+    room: Room,
 }
 
 /// The command that [`boot`] runs.
@@ -86,6 +88,7 @@ pub(crate) async fn boot(spec: &MachineSpec, greeting_limit: Duration) -> Result
                 console,
                 process,
                 disks: Disks::default(),
+                room: Room::of(spec),
             })
         }
         Err(error) => {
@@ -191,12 +194,26 @@ impl QemuMachine {
         arguments: Value,
         descriptor: Option<OwnedFd>,
     ) -> Result<(), MachineError> {
+        self.command(command, arguments, descriptor).await.map(drop)
+    }
+
+    /// Runs a command with its arguments (an object, or null for none); answers what QEMU returns.
+    pub(crate) async fn ask(&self, command: &'static str, arguments: Value) -> Result<Value, MachineError> {
+        self.command(command, arguments, None).await
+    }
+
+    async fn command(
+        &self,
+        command: &'static str,
+        arguments: Value,
+        descriptor: Option<OwnedFd>,
+    ) -> Result<Value, MachineError> {
         let done = self
             .control
             .execute_with(command, arguments, descriptor, COMMAND_LIMIT)
             .await;
         match done {
-            Ok(_) => Ok(()),
+            Ok(value) => Ok(value),
             Err(error) => Err(explain(&self.process, &self.vmm, command, error).await),
         }
     }
@@ -241,6 +258,17 @@ impl Machine for QemuMachine {
 
     async fn detach(&self, disk: DiskAddress) -> Result<(), MachineError> {
         self.disks.detach(self, disk).await
+    }
+
+    async fn vcpu_threads(&self) -> Result<Vec<u32>, MachineError> {
+        let cpus = self.ask("query-cpus-fast", Value::Null).await?;
+        let threads = cpus.as_array().into_iter().flatten();
+        let threads = threads.filter_map(|cpu| u32::try_from(cpu.get("thread-id")?.as_u64()?).ok());
+        Ok(threads.collect())
+    }
+
+    async fn resize(&self, wish: Size) -> Result<Size, MachineError> {
+        self.room.resize(self, wish).await
     }
 
     async fn halt(&self, grace: Duration) {

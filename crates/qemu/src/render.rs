@@ -134,13 +134,16 @@ fn memory(spec: &MachineSpec) -> String {
 }
 
 /// How much a virtio-mem device may give, MiB, whole blocks; 0 for no such device.
-pub(crate) fn virtio_memory_mib(spec: &MachineSpec) -> u32 {
+fn virtio_memory_mib(spec: &MachineSpec) -> u32 {
     match spec.growth {
-        Some(growth) if growth.memory == MemoryGrowth::Virtio => {
-            growth.memory_mib.saturating_sub(spec.memory_mib) / BLOCK_MIB * BLOCK_MIB
-        }
+        Some(growth) if growth.memory == MemoryGrowth::Virtio => virtio_room_mib(spec.memory_mib, growth.memory_mib),
         _ => 0,
     }
+}
+
+/// Between the memory of the boot and the most, in whole blocks, MiB.
+pub(crate) fn virtio_room_mib(boot_mib: u32, most_mib: u32) -> u32 {
+    most_mib.saturating_sub(boot_mib) / BLOCK_MIB * BLOCK_MIB
 }
 
 /// Has all its room from the start, but no memory of the host before the guest is given some of it.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kata_agent_client::{Agent, connect};
+use kata_cgroup::{Groups, Part};
 use kata_machine::Machine;
 use kata_plan::{GuestMount, PodPlan, SharePlan};
 use kata_storage::namespace;
@@ -13,6 +14,8 @@ use kata_wire::proto;
 use tokio::sync::oneshot;
 
 use crate::error::SandboxError;
+use crate::fitting::{Fitter, Fitting};
+use crate::recover;
 use crate::sandbox::{Sandbox, now_unix_nanos};
 use crate::step::Steps;
 use crate::{localhost, network};
@@ -30,12 +33,16 @@ impl Sandbox {
             tracing::info!("{note}");
         }
         let began = Instant::now();
+        let groups = self.make_cgroups(plan, steps).await?;
         self.make_share(steps)?;
         let started = self.start_file_server(plan, steps).await?;
         let networked = Instant::now();
         self.make_network(&plan.network, steps).await?;
         self.note("make the network", networked).await;
-        let machine = self.start_machine(plan, steps).await?;
+        groups.enter(Part::Vmm);
+        let machine = self.start_machine(plan, steps).await;
+        groups.enter(Part::Rest);
+        let machine = machine?;
         self.watch(&machine, started);
         let vmm_ready = Instant::now();
         self.note("start the file server and the VMM", began).await;
@@ -43,13 +50,45 @@ impl Sandbox {
         if self.network.is_some() {
             serve_localhost(&guest, steps)?;
         }
+        let fitting = Fitting::start(Fitter {
+            machine: machine.clone(),
+            guest: guest.clone(),
+            sizing: plan.sizing.clone(),
+            cgroups: plan.cgroups.clone(),
+            groups,
+            alone: plan.alone,
+            pin: self.config.runtime.enable_vcpus_pinning,
+        });
         let kept = guest.clone();
         self.ask(move |state| {
             state.guest = Some(kept);
             state.machine = Some(machine);
+            state.fitting = Some(fitting);
         })
         .await?;
         Ok(guest)
+    }
+
+    /// Makes the pod's cgroups and goes where everything begins that is not the guest.
+    async fn make_cgroups(&self, plan: &PodPlan, steps: &mut Steps) -> Result<Groups, SandboxError> {
+        steps.next("cgroups")?;
+        let groups = Groups::make(&plan.cgroups, &self.hierarchies);
+        let made = groups.clone();
+        steps.done("cgroups", move || async move {
+            made.leave();
+            // The command line's stand-in may be in it a moment longer.
+            recover::remove_cgroups_by_and_by(made.made()).await;
+            Ok(())
+        });
+        let (pod, made) = (groups.of_the_pod(), groups.made().to_vec());
+        self.ask(move |state| {
+            state.record.pod_cgroups = pod;
+            state.record.made_cgroups = made;
+            state.home.write(&state.record)
+        })
+        .await??;
+        groups.enter(Part::Rest);
+        Ok(groups)
     }
 
     fn make_share(&self, steps: &mut Steps) -> Result<(), SandboxError> {

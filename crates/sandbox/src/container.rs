@@ -13,6 +13,7 @@ use kata_storage::socket::HostSocket;
 use kata_wire::proto;
 
 use crate::error::SandboxError;
+use crate::fitting::Wants;
 use crate::hooks::{HostHooks, Moment};
 use crate::lifecycle::ExitStatus;
 use crate::sandbox::{ContainerThings, Event, MACHINE_LOST, ProcessThings, Sandbox, now_unix_nanos};
@@ -120,6 +121,7 @@ impl Sandbox {
         } else {
             self.guest().await?
         };
+        self.make_room(&plan, own).await?;
         let began = Instant::now();
         self.show(&plan.id, binds, own)?;
         let disks = self.attach_disks(disks, plan.disk_access, own).await?;
@@ -131,11 +133,33 @@ impl Sandbox {
         let copying = create_in_guest(&guest, request, stdio, sockets, own).await?;
         tree::follow(trees, &plan.id, &guest, own);
         self.note("create the container", began).await;
+        self.confine().await?;
         Ok(Built {
             copying,
             hooks,
             oom_file: bundle.oom_file(),
         })
+    }
+
+    /// Has the machine grow for the container, and shrink again when it goes.
+    async fn make_room(&self, plan: &ContainerPlan, own: &mut Steps) -> Result<(), SandboxError> {
+        own.next("room in the machine")?;
+        let wants = Wants {
+            demand: plan.demand,
+            cpu: plan.cpu_wish.clone(),
+        };
+        self.want(&plan.id, wants).await?;
+        let (owner, id) = (self.owner.clone(), plan.id.clone());
+        own.done("room in the machine", move || async move {
+            owner.tell(move |state| {
+                state.wants.remove(&id);
+                if let Some(fitting) = &state.fitting {
+                    fitting.resize_later(state.wants.values().cloned().collect());
+                }
+            });
+            Ok(())
+        });
+        Ok(())
     }
 
     /// Runs what is to be run before anything is made for the container; what takes that back runs even if a hook fails.

@@ -8,6 +8,7 @@ mod boot;
 pub mod container;
 mod disk;
 pub mod error;
+mod fitting;
 pub mod hooks;
 pub mod lifecycle;
 mod localhost;

@@ -8,6 +8,7 @@ use nix::libc;
 use tokio::sync::mpsc;
 
 use crate::error::SandboxError;
+use crate::fitting::Wants;
 use crate::hooks::Moment;
 use crate::lifecycle::{ExitStatus, Phase, Refusal};
 use crate::sandbox::{Event, MACHINE_LOST, ProcessThings, Sandbox, now_unix_nanos};
@@ -283,14 +284,62 @@ impl Sandbox {
         .await
     }
 
-    /// Changes a container's limits; `resources_json` is a `linux.resources` object.
+    /// Changes a container's limits; `resources_json` is a `linux.resources` object. The machine follows.
     ///
     /// # Errors
-    /// [`SandboxError::Refused`], [`SandboxError::Agent`]
-    pub async fn update(&self, container: &str, resources_json: Vec<u8>) -> Result<(), SandboxError> {
+    /// [`SandboxError::Refused`], [`SandboxError::Plan`] for what are no limits, [`SandboxError::Agent`]
+    pub async fn update(&self, container: &str, resources_json: &[u8]) -> Result<(), SandboxError> {
         let id = container.to_owned();
-        self.ask(move |state| state.pod.update(&id)).await??;
-        Ok(self.guest().await?.update(container, resources_json).await?)
+        self.ask({
+            let id = id.clone();
+            move |state| state.pod.update(&id)
+        })
+        .await??;
+        let update = kata_plan::update(resources_json)?;
+        for note in &update.notes {
+            tracing::info!(container, "{note}");
+        }
+        let before = self
+            .ask(move |state| state.wants.get(&id).cloned())
+            .await?
+            .unwrap_or_default();
+        let wants = Wants {
+            demand: before.demand.updated(&update.resources),
+            cpu: before.cpu.clone().updated(&update.resources),
+        };
+        // Room comes before limits that need it.
+        self.want(container, wants).await?;
+        if let Err(error) = self.guest().await?.update(container, update.guest_json).await {
+            self.want(container, before).await?;
+            return Err(error.into());
+        }
+        self.confine().await
+    }
+
+    /// Notes what a container asks of the machine, and has the machine fit.
+    pub(crate) async fn want(&self, container: &str, wants: Wants) -> Result<(), SandboxError> {
+        let id = container.to_owned();
+        let (fitting, all) = self
+            .ask(move |state| {
+                state.wants.insert(id, wants);
+                (state.fitting.clone(), state.wants.values().cloned().collect())
+            })
+            .await?;
+        if let Some(fitting) = fitting {
+            fitting.resize(all).await;
+        }
+        Ok(())
+    }
+
+    /// Holds the pod to what its containers may use of the host.
+    pub(crate) async fn confine(&self) -> Result<(), SandboxError> {
+        let (fitting, all) = self
+            .ask(move |state| (state.fitting.clone(), state.wants.values().cloned().collect()))
+            .await?;
+        if let Some(fitting) = fitting {
+            fitting.confine(all).await;
+        }
+        Ok(())
     }
 
     /// The processes of a container.

@@ -301,6 +301,12 @@ pub struct Record {
     /// What the engine wants run on the host, of each container that has not been deleted.
     #[serde(default)]
     pub hooks: BTreeMap<String, HostHooks>,
+    /// The pod's cgroup in each hierarchy, for who else belongs in it.
+    #[serde(default)]
+    pub pod_cgroups: Vec<PathBuf>,
+    /// Every cgroup that was made for the pod, in order.
+    #[serde(default)]
+    pub made_cgroups: Vec<PathBuf>,
 }
 
 impl Record {
@@ -320,6 +326,8 @@ impl Record {
             helpers: Vec::new(),
             network: None,
             hooks: BTreeMap::new(),
+            pod_cgroups: Vec::new(),
+            made_cgroups: Vec::new(),
         }
     }
 

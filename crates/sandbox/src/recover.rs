@@ -5,7 +5,8 @@
 //! directory. Works from the record alone.
 
 use std::io;
-use std::time::Duration;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
@@ -51,6 +52,12 @@ pub enum RecoverError {
     },
 }
 
+/// How long what is still in a cgroup may take to be gone. It has been killed, or is about to end by itself.
+const CGROUP_LIMIT: Duration = Duration::from_secs(3);
+
+/// Version 1 of cgroups tells nobody when one is empty.
+const CGROUP_LOOK: Duration = Duration::from_millis(10);
+
 /// The sandbox process runs.
 pub fn is_alive(home: &Home) -> bool {
     matches!(home.read(), Ok(record) if record.sandbox.is_some_and(|mark| mark.open().is_some()))
@@ -73,6 +80,7 @@ pub fn clean(home: &Home) -> Result<(), RecoverError> {
                 })?;
             }
             run_poststop(record.hooks.into_values().collect());
+            remove_cgroups(&record.made_cgroups);
         }
         Err(error) if error.is_absent() => {}
         Err(error) => tracing::warn!(error = &error as &dyn std::error::Error, "cleaning up without a record"),
@@ -101,6 +109,28 @@ fn run_poststop(hooks: Vec<HostHooks>) {
     };
     if let Ok(Err(error)) = std::thread::spawn(run).join() {
         tracing::warn!(%error, "poststop hooks were not run");
+    }
+}
+
+/// Removes the cgroups that were made for a pod, as soon as nobody is in them. That they are gone is fine.
+pub(crate) fn remove_cgroups(made: &[PathBuf]) {
+    let began = Instant::now();
+    while !kata_cgroup::remove(made) {
+        if began.elapsed() > CGROUP_LIMIT {
+            return tracing::warn!(cgroups = ?made, "a process stays in a cgroup of the pod");
+        }
+        std::thread::sleep(CGROUP_LOOK);
+    }
+}
+
+/// The same, where others must not wait.
+pub(crate) async fn remove_cgroups_by_and_by(made: &[PathBuf]) {
+    let began = Instant::now();
+    while !kata_cgroup::remove(made) {
+        if began.elapsed() > CGROUP_LIMIT {
+            return tracing::warn!(cgroups = ?made, "a process stays in a cgroup of the pod");
+        }
+        tokio::time::sleep(CGROUP_LOOK).await;
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kata_agent_client::{Agent, AgentError, Process};
+use kata_cgroup::Hierarchies;
 use kata_config::Config;
 use kata_machine::{Machine, Vmm};
 use kata_storage::origin::Origin;
@@ -17,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 use crate::actor::Owner;
 use crate::disk::Disks;
 use crate::error::SandboxError;
+use crate::fitting::{Fitting, Wants};
 use crate::hooks::HostHooks;
 use crate::lifecycle::{ExitStatus, Phase, Pod, Refusal};
 use crate::network::{PodNamespace, PodNetwork};
@@ -90,6 +92,8 @@ pub struct Surroundings {
     pub network: Option<PodNamespace>,
     /// Where the engine's paths mean something.
     pub origin: Arc<Origin>,
+    /// The host's cgroups; none for a pod that stays where it was started.
+    pub hierarchies: Hierarchies,
     /// Where events go.
     pub events: mpsc::UnboundedSender<Event>,
     /// Steps that tests make fail.
@@ -164,6 +168,10 @@ pub(crate) struct State {
     pub machine: Option<Arc<dyn Machine>>,
     /// Disks that are attached to it.
     pub disks: Disks,
+    /// Keeps the machine as large as its containers need, while it runs.
+    pub fitting: Option<Fitting>,
+    /// What each container asks of the machine.
+    pub wants: BTreeMap<String, Wants>,
     /// How the pod's own things (share, file server, machine) are taken back.
     pub steps: Option<Steps>,
     pub containers: BTreeMap<String, ContainerThings>,
@@ -227,6 +235,7 @@ impl State {
     pub fn forget_machine(&mut self) {
         self.guest = None;
         self.machine = None;
+        self.fitting = None;
         self.disks = Disks::default();
     }
 
@@ -259,6 +268,7 @@ pub struct Sandbox {
     pub(crate) outside: Outside,
     pub(crate) network: Option<PodNamespace>,
     pub(crate) origin: Arc<Origin>,
+    pub(crate) hierarchies: Arc<Hierarchies>,
     pub(crate) faults: Faults,
 }
 
@@ -273,6 +283,7 @@ impl Sandbox {
             outside,
             network,
             origin,
+            hierarchies,
             events,
             faults,
         } = surroundings;
@@ -286,6 +297,8 @@ impl Sandbox {
             network: None,
             machine: None,
             disks: Disks::default(),
+            fitting: None,
+            wants: BTreeMap::new(),
             steps: None,
             containers: BTreeMap::new(),
             processes: BTreeMap::new(),
@@ -302,6 +315,7 @@ impl Sandbox {
             outside,
             network,
             origin,
+            hierarchies: Arc::new(hierarchies),
             faults,
         }
     }

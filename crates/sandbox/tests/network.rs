@@ -59,6 +59,7 @@ impl Lab {
             config: Arc::new(config),
             vmm: Arc::new(vmm.clone()),
             events,
+            hierarchies: kata_cgroup::Hierarchies::default(),
             faults: Faults::none(),
         });
         Self { dir, vmm, sandbox }

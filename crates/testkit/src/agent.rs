@@ -329,6 +329,19 @@ impl proto::Agent for FakeAgent {
         Ok(proto::Empty::new())
     }
 
+    async fn online_resources(
+        &self,
+        _: &TtrpcContext,
+        request: proto::OnlineRequest,
+    ) -> ttrpc::Result<proto::OnlineResponse> {
+        self.note("online_resources", &[])?;
+        Ok(proto::OnlineResponse {
+            vcpus: request.vcpus,
+            memory_mib: request.memory_mib,
+            ..Default::default()
+        })
+    }
+
     async fn update(&self, _: &TtrpcContext, request: proto::UpdateRequest) -> Done {
         self.note("update", &[&request.container_id])?;
         Ok(proto::Empty::new())

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use kata_machine::{Disk, DiskAddress, Exit, ExitWatch, Machine, MachineError, MachineSpec, Transport, Vmm};
+use kata_machine::{Disk, DiskAddress, Exit, ExitWatch, Machine, MachineError, MachineSpec, Size, Transport, Vmm};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -18,6 +18,7 @@ pub struct FakeVmm {
     pub agent: FakeAgent,
     machines: Arc<Mutex<Vec<watch::Sender<Option<Exit>>>>>,
     disks: Arc<Mutex<BTreeMap<DiskAddress, Disk>>>,
+    sizes: Arc<Mutex<Vec<Size>>>,
     mute: bool,
 }
 
@@ -28,6 +29,11 @@ impl FakeVmm {
             mute: true,
             ..Self::default()
         }
+    }
+
+    /// The sizes that running machines were asked to have, in order.
+    pub fn sizes(&self) -> Vec<Size> {
+        self.sizes.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// How many machines run.
@@ -60,6 +66,7 @@ fn killed() -> Exit {
 struct FakeMachine {
     agent: FakeAgent,
     disks: Arc<Mutex<BTreeMap<DiskAddress, Disk>>>,
+    sizes: Arc<Mutex<Vec<Size>>>,
     mute: bool,
     exit: watch::Sender<Option<Exit>>,
     serving: Mutex<Vec<JoinHandle<()>>>,
@@ -78,6 +85,7 @@ impl Vmm for FakeVmm {
         Ok(Box::new(FakeMachine {
             agent: self.agent.clone(),
             disks: self.disks.clone(),
+            sizes: self.sizes.clone(),
             mute: self.mute,
             exit,
             serving: Mutex::default(),
@@ -143,6 +151,15 @@ impl Machine for FakeMachine {
                 reason: format!("no disk at target {}", disk.target),
             }),
         }
+    }
+
+    async fn vcpu_threads(&self) -> Result<Vec<u32>, MachineError> {
+        Ok(Vec::new())
+    }
+
+    async fn resize(&self, wish: Size) -> Result<Size, MachineError> {
+        self.sizes.lock().unwrap_or_else(PoisonError::into_inner).push(wish);
+        Ok(wish)
     }
 
     async fn halt(&self, _: Duration) {

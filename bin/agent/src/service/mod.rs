@@ -4,6 +4,7 @@
 mod container;
 mod disk;
 mod driver;
+mod hardware;
 mod ids;
 mod memory;
 mod network;
@@ -124,6 +125,14 @@ impl Agent for Service {
 
     async fn stats(&self, _: &TtrpcContext, request: proto::ContainerRef) -> ttrpc::Result<proto::StatsResponse> {
         Ok(numbers::stats(&self.pod, &request.container_id)?)
+    }
+
+    async fn online_resources(
+        &self,
+        _: &TtrpcContext,
+        request: proto::OnlineRequest,
+    ) -> ttrpc::Result<proto::OnlineResponse> {
+        Ok(hardware::online(&self.pod, &request).await?)
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {

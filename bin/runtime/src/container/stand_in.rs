@@ -80,6 +80,8 @@ impl StandIn<'_> {
             .arg(self.id)
             .spawn()
             .context("cannot start the process that stands in for the container")?;
+        // Engines look for the container's cgroup by this pid.
+        kata_cgroup::join(&self.home.read()?.pod_cgroups, child.id());
         Ok(child.id())
     }
 }

@@ -81,7 +81,7 @@ pub struct Wish {
 
 /// The modules that guests use: at start what the channel needs on either bus, then what carries the share, root file
 /// systems, the network and entropy.
-pub const WISHES: [Wish; 18] = [
+pub const WISHES: [Wish; 19] = [
     Wish {
         name: "virtio_pci",
         at_start: true,
@@ -152,6 +152,10 @@ pub const WISHES: [Wish; 18] = [
     },
     Wish {
         name: "virtio_balloon",
+        at_start: false,
+    },
+    Wish {
+        name: "virtio_mem",
         at_start: false,
     },
 ];

@@ -153,6 +153,7 @@ impl Door {
             home: home.clone(),
             origin: Arc::new(kata_storage::origin::Origin::here().expect("origin")),
             config: Some(dir.path().join("configuration.toml")),
+            hierarchies: kata_cgroup::Hierarchies::default,
             events,
             driver: Box::new(move |_| Arc::new(driver.clone())),
         };

@@ -73,6 +73,7 @@ impl Lab {
             outside: Outside::here().expect("namespaces"),
             network,
             origin: Arc::new(Origin::here().expect("origin")),
+            hierarchies: kata_cgroup::Hierarchies::default(),
             events: sender,
             faults: faults.clone(),
         });
