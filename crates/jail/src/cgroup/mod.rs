@@ -7,7 +7,7 @@ pub mod path;
 pub mod stats;
 
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -209,7 +209,10 @@ impl Cgroup {
 
     fn write(&self, file: &str, value: &str) -> Result<(), CgroupError> {
         let path = self.path.join(file);
-        fs::write(&path, value).map_err(|source| CgroupError::File {
+        // Not `fs::write`: that would make what is not there, which a cgroup refuses in words that say something else.
+        let opened = fs::OpenOptions::new().write(true).open(&path);
+        let written = opened.and_then(|mut file| file.write_all(value.as_bytes()));
+        written.map_err(|source| CgroupError::File {
             path,
             act: "write it",
             source,
