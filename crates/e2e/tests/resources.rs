@@ -100,7 +100,8 @@ fn the_limits_of_a_container_hold_in_the_guest_and_on_the_host() {
     assert!(rest.iter().any(|name| name.starts_with("containerd-shim")), "{rest:?}");
     assert!(rest.iter().any(|name| name == "virtiofsd"), "{rest:?}");
     assert_eq!(number(&lab, "cpu", group, "cpu.shares"), 512);
-    assert_eq!(number(&lab, "cpu", group, "cpu.cfs_quota_us"), 50_000);
+    // The machine's own CPU comes on top.
+    assert_eq!(number(&lab, "cpu", group, "cpu.cfs_quota_us"), 150_000);
     assert_eq!(number(&lab, "cpuset", group, "cpuset.cpus"), 0);
     assert!(
         number(&lab, "memory", group, "memory.usage_in_bytes") > 50 << 20,
@@ -137,7 +138,7 @@ fn the_limits_of_a_container_hold_in_the_guest_and_on_the_host() {
         (&told["memory"]["usage"]["limit"], &told["pids"]["limit"]),
         (&json!(320 * MIB), &json!(50))
     );
-    assert_eq!(number(&lab, "cpu", group, "cpu.cfs_quota_us"), 150_000);
+    assert_eq!(number(&lab, "cpu", group, "cpu.cfs_quota_us"), 250_000);
     assert_eq!(number(&lab, "cpu", group, "cpu.shares"), 256);
     runtime
         .exec("alone", "head -c 200m /dev/zero | tail -c 1 | wc -c")
@@ -164,14 +165,16 @@ fn guest_limits_hold(runtime: &Runtime, id: &str) {
     assert_eq!(hog.code(), 137, "{hog}");
     let told = stats(runtime, id);
     assert!(told["memory"]["usage"]["failcnt"].as_u64() > Some(0), "{told}");
-    // A bomb finds its end, and the guest goes on; what it leaves is killed with its first process.
-    let bomb = runtime
-        .exec(id, "bomb() { bomb | bomb & }; bomb 2>/dev/null; sleep 1; exit 3")
-        .run();
-    assert_ne!(bomb.code(), 0, "{bomb}");
+    // What multiplies comes to an end.
+    let many = "mkfifo /tmp/fifo; i=0; while [ $i -lt 100 ]; do (read -t 8 _ <>/tmp/fifo) & i=$((i + 1)); done";
+    let many = runtime.exec(id, many).run();
+    assert!(many.code() != 0 && many.errors().contains("can't fork"), "{many}");
     let told = stats(runtime, id);
-    assert!(told["pids"]["current"].as_u64() <= Some(40), "{told}");
-    wait::until("the bomb has burnt out", Duration::from_secs(60), || {
+    assert!(
+        (35..=40).contains(&told["pids"]["current"].as_u64().expect("a number")),
+        "{told}"
+    );
+    wait::until("they have ended", Duration::from_secs(60), || {
         stats(runtime, id)["pids"]["current"].as_u64() < Some(5)
     });
     // Half a CPU is not a whole one.

@@ -15,6 +15,9 @@ use serde::Serialize;
 /// Below it, every sandbox has its cgroup for what is not the guest.
 const OVERHEAD: &str = "kata_overhead";
 
+/// The kernel's own period, microseconds.
+pub(crate) const DEFAULT_PERIOD: u64 = 100_000;
+
 /// What the VMM, the file server and the sandbox process may need beside the guest's memory, MiB. Counts only where all of
 /// them share one limit.
 const OVERHEAD_MIB: u64 = 192;
@@ -120,11 +123,16 @@ pub(crate) fn decide(id: &str, bundle: &Bundle, config: &Config) -> CgroupPlan {
 }
 
 impl CgroupPlan {
-    /// What holds in the pod's cgroup with these containers. Limits of a whole pod are set by its engine, in the cgroup
+    /// What holds in the pod's cgroup of a machine of this size, `own_vcpus` of which are its own, with these containers: how
+    /// each asks for CPUs, and whether its memory is limited. Limits of a whole pod are set by its engine, in the cgroup
     /// above; ours are only the CPUs to run on.
+    ///
+    /// The machine's own CPUs come on top of a quota, as they do in its size: a guest that is held to exactly what its
+    /// container may use spins in its kernel while the other CPU is not let run (exec under TCG: 0.2 s, and 9 s).
     pub fn limits<'a>(
         &self,
         alone: bool,
+        own_vcpus: u32,
         memory_mib: u32,
         containers: impl IntoIterator<Item = (&'a CpuWish, bool)>,
     ) -> HostLimits {
@@ -147,8 +155,13 @@ impl CgroupPlan {
             };
         }
         let limited = containers.iter().any(|(_, memory_limited)| *memory_limited);
+        let mut cpu = containers.first().map(|(wish, _)| (*wish).clone()).unwrap_or_default();
+        let own = i64::try_from(u64::from(own_vcpus) * cpu.period.unwrap_or(DEFAULT_PERIOD)).unwrap_or(i64::MAX);
+        cpu.quota = cpu
+            .quota
+            .map(|quota| if quota < 0 { quota } else { quota.saturating_add(own) });
         HostLimits {
-            cpu: containers.first().map(|(wish, _)| (*wish).clone()).unwrap_or_default(),
+            cpu,
             memory_bytes: (self.split == Split::Whole && limited).then(|| (u64::from(memory_mib) + OVERHEAD_MIB) << 20),
         }
     }
@@ -208,6 +221,46 @@ fn numbers(list: &str) -> BTreeSet<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_container_alone_limits_the_guests_cpus_and_a_pod_only_where_they_run() {
+        let wish = CpuWish {
+            shares: Some(512),
+            quota: Some(50_000),
+            period: None,
+            cpus: [1, 2].into(),
+            mems: BTreeSet::new(),
+        };
+        let free = CpuWish::default();
+        let plan = |split| CgroupPlan { pod: "p".into(), split };
+        let whole = plan(Split::Whole);
+        let alone = whole.limits(true, 1, 320, [(&wish, true)]);
+        assert_eq!((alone.cpu.quota, alone.cpu.shares), (Some(150_000), Some(512)));
+        assert_eq!(alone.memory_bytes, Some((320 + OVERHEAD_MIB) << 20));
+        assert_eq!(whole.limits(true, 1, 320, [(&wish, false)]).memory_bytes, None);
+        let guest = plan(Split::Guest {
+            overhead: "o".into(),
+            counted: true,
+        });
+        assert_eq!(guest.limits(true, 1, 320, [(&wish, true)]).memory_bytes, None);
+
+        let pod = whole.limits(false, 1, 320, [(&wish, true), (&wish, true)]);
+        let cpus = CpuWish {
+            cpus: [1, 2].into(),
+            ..CpuWish::default()
+        };
+        assert_eq!(
+            pod,
+            HostLimits {
+                cpu: cpus,
+                memory_bytes: None
+            }
+        );
+        assert_eq!(
+            whole.limits(false, 1, 320, [(&wish, true), (&free, true)]),
+            HostLimits::default()
+        );
+    }
 
     #[test]
     fn paths() {

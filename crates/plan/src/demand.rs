@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::PlanError;
+use crate::cgroup::DEFAULT_PERIOD;
 
 /// As containerd says it of a whole pod.
 const CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
@@ -14,9 +15,6 @@ const MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
 
 /// As CRI-O says it, now and formerly: resources as JSON.
 const RESOURCES: [&str; 2] = ["pod-linux-resources.crio.io", "io.kubernetes.cri-o.PodLinuxResources"];
-
-/// The kernel's own period, microseconds.
-const DEFAULT_PERIOD: u64 = 100_000;
 
 /// Limits from here on are other words for none, bytes.
 const ENDLESS: u64 = 1 << 60;

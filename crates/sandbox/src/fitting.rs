@@ -10,7 +10,7 @@ use std::time::Duration;
 use kata_agent_client::Agent;
 use kata_cgroup::Groups;
 use kata_machine::{Machine, Size};
-use kata_plan::{CgroupPlan, CpuWish, Demand, Sizing};
+use kata_plan::{CgroupPlan, CpuWish, Demand, HostLimits, Sizing};
 use kata_wire::proto;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
@@ -146,9 +146,13 @@ impl Fitter {
 
     async fn confine(&self, now: Size, wants: &[Wants]) {
         self.place_cpus(now, wants).await;
+        self.groups.limit(&self.limits(now, wants));
+    }
+
+    fn limits(&self, now: Size, wants: &[Wants]) -> HostLimits {
         let containers = wants.iter().map(|wants| (&wants.cpu, wants.demand.memory_mib > 0));
-        let limits = self.cgroups.limits(self.alone, now.memory_mib, containers);
-        self.groups.limit(&limits);
+        self.cgroups
+            .limits(self.alone, self.sizing.base.vcpus, now.memory_mib, containers)
     }
 
     /// Puts the guest's CPUs where they belong, in cgroups and on CPUs of the host.
@@ -162,9 +166,7 @@ impl Fitter {
         };
         self.groups.take_threads(&threads);
         if self.pin {
-            let containers = wants.iter().map(|wants| (&wants.cpu, false));
-            let cpus = self.cgroups.limits(self.alone, now.memory_mib, containers).cpu.cpus;
-            pin(&threads, &cpus);
+            pin(&threads, &self.limits(now, wants).cpu.cpus);
         }
     }
 }
