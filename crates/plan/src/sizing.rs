@@ -1,6 +1,6 @@
 //! How many CPUs and how much memory a machine gets, at its boot and later.
 
-use kata_bundle::Bundle;
+use kata_bundle::{Bundle, Role};
 use kata_config::{Config, CpuCount};
 use kata_machine::{Accelerator, Size};
 use serde::Serialize;
@@ -81,15 +81,19 @@ pub(crate) fn decide(bundle: &Bundle, config: &Config, facts: &Facts) -> Result<
             .max(base.memory_mib),
     };
     let fixed = fixed(config);
-    let announced = announced(bundle, config)?;
+    let at_boot = at_boot(bundle, config)?;
     let mut sizing = Sizing {
         base,
         boot: base,
         most,
-        announced,
+        // What a container alone asks for is known from itself, and may become less.
+        announced: match bundle.role() {
+            Role::Single => Demand::default(),
+            Role::Pod | Role::Member { .. } => at_boot,
+        },
         fixed,
     };
-    let size = sizing.size_for(announced);
+    let size = sizing.size_for(at_boot);
     sizing.boot = match (facts.accelerator, fixed) {
         // Emulated, a second CPU makes the boot half again as dear (1.3 s of CPU time, and many times the wall time on a
         // busy host); added afterwards it costs 0.3 s.
@@ -117,7 +121,7 @@ pub(crate) fn decide(bundle: &Bundle, config: &Config, facts: &Facts) -> Result<
     Ok((sizing, note))
 }
 
-fn announced(bundle: &Bundle, config: &Config) -> Result<Demand, PlanError> {
+fn at_boot(bundle: &Bundle, config: &Config) -> Result<Demand, PlanError> {
     let mut announced = demand::at_boot(bundle)?;
     if config.runtime.static_sandbox_resource_mgmt {
         // What nobody has spoken of cannot be added later.

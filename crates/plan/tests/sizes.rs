@@ -35,7 +35,11 @@ fn pod(annotations: Value) -> Value {
 /// What the machine has when its first container begins.
 fn size(spec: &Value, config: &Config) -> (u32, u32) {
     let plan = plan(spec, config).unwrap();
-    let size = plan.sizing.size([]);
+    let container = kata_plan::container("p1", &support::bundle(spec), config, &support::facts()).unwrap();
+    let size = match plan.sizing.fixed {
+        Some(_) => plan.sizing.boot,
+        None => plan.sizing.size([container.demand]),
+    };
     assert_eq!(plan.machine.memory_mib, size.memory_mib);
     (size.vcpus, size.memory_mib)
 }
@@ -146,6 +150,14 @@ fn containers_that_come_later_count_once() {
 }
 
 #[test]
+fn a_container_alone_may_want_less_later() {
+    let sizing = plan(&alone(json!({"cpu": {"quota": 200_000}})), &Config::default())
+        .unwrap()
+        .sizing;
+    assert_eq!(sizing.size([Demand::default()]).vcpus, 1);
+}
+
+#[test]
 fn an_update_changes_what_it_speaks_of() {
     let resources = |json: Value| serde_json::from_value(json).unwrap();
     let old = Demand {
@@ -182,7 +194,15 @@ fn emulated_machines_boot_with_few_cpus() {
         };
         let plan = kata_plan::pod("p1", &support::bundle(&spec), &config, &facts).unwrap();
         assert_eq!(plan.machine.vcpus, wanted, "{accelerator}");
-        assert_eq!(plan.sizing.size([]).vcpus, 3);
+        let later = plan.sizing.fixed.is_none().then(|| {
+            plan.sizing
+                .size([Demand {
+                    cpu_millis: 2000,
+                    memory_mib: 0,
+                }])
+                .vcpus
+        });
+        assert!(later.is_none_or(|vcpus| vcpus == 3));
     }
 }
 
