@@ -11,7 +11,6 @@ against_nodes!(
     no_new_privileges_holds,
     seccomp_profiles_are_applied,
     paths_are_masked_and_read_only,
-    a_process_namespace_may_be_of_the_container,
 );
 
 /// A container of the shared pod that sleeps, with these changes of its security context.
@@ -200,20 +199,4 @@ fn paths_are_masked_and_read_only(node: Node) {
     usual.sh("echo 1 >/sys/kernel/profiling").failed();
     usual.sh("ls -A /sys/firmware").ok().stdout("");
     usual.remove();
-}
-
-fn a_process_namespace_may_be_of_the_container(node: Node) {
-    let target = sleeper(node, "pid-target", &json!({}));
-    let options = json!({"network": "POD", "pid": "TARGET", "ipc": "POD", "target_id": target.id()});
-    // As an ephemeral container for debugging does.
-    let debugger = sleeper(node, "pid-debugger", &json!({"namespace_options": options}));
-    debugger
-        .sh("cat /proc/1/cmdline | tr '\\0' ' '; readlink /proc/self/ns/pid")
-        .ok()
-        .says("sleep 1000");
-    let of = |container: &Container| container.sh("readlink /proc/self/ns/pid").ok().text();
-    assert_eq!(of(&target), of(&debugger));
-    debugger.remove();
-    target.sh("true").ok();
-    target.remove();
 }
