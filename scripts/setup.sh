@@ -16,7 +16,7 @@ packages=(
 )
 test_packages=(
     containerd runc crun podman conmon containernetworking-plugins
-    iptables iproute2 jq hyperfine strace musl-tools procps psmisc cpio util-linux
+    iptables iproute2 jq hyperfine strace musl-tools procps psmisc cpio util-linux e2fsprogs mount
     libdevmapper1.02.1  # Docker's daemon is linked with it
 )
 # Engines that are unpacked beside the machine, not installed: newer ones than its own, and daemons that it is not to run.

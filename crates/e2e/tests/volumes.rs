@@ -351,7 +351,7 @@ fn binds_may_lie_in_binds_and_on_what_is_not_there(kind: Kind) {
     .concat();
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     let script = "ls /outer/deep; touch /outer/deep/x 2>&1 | grep -o 'Read-only.*'; cat /etc/hosts; \
-                  echo changed >/new/place/of/a/file; echo made >/outer/made; cat /outer/deep/file";
+                  echo changed >/new/place/of/a/file; echo made >/outer/made; cat /new/place/of/a/file";
 
     let outcome = pod.run("nested", &flags, script);
 
