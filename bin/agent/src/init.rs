@@ -52,6 +52,10 @@ pub fn prepare() -> anyhow::Result<Modules> {
         tracing::warn!("the loopback interface stays down: {error}");
     }
     cgroup::enable_controllers(Path::new(cgroup::ROOT)).context("enable the cgroup controllers")?;
+    // What limits of open files may be set to: the host's engines think of hosts, whose limit is as high.
+    if let Err(error) = fs::write("/proc/sys/fs/nr_open", "1073741816") {
+        tracing::warn!("the most files that a process may open stays low: {error}");
+    }
     // Containers choose their own; the agent's must not narrow what it makes for them.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     Ok(modules)

@@ -140,6 +140,7 @@ pub(crate) const KEYS: &[Key] = &[
     key!(QEMU, "entropy_source", qemu.entropy_source, Value::path),
     key!(QEMU, "valid_entropy_sources", qemu.valid_entropy_sources, read_patterns),
     key!(QEMU, "seccompsandbox", qemu.seccompsandbox, Value::text),
+    key!(QEMU, "disable_selinux", qemu.disable_selinux, Value::boolean),
     key!(QEMU, "disable_vhost_net", qemu.disable_vhost_net, Value::boolean),
     key!(QEMU, "network_queues", qemu.network_queues, read_network_queues),
     key!(QEMU, "enable_debug", qemu.enable_debug, Value::boolean),

@@ -107,7 +107,6 @@ const KEYS_NOT_YET: &[(&str, &[(&str, &str)])] = &[
             ("rootless_user", "?"),
             ("seccomp_sandbox", "\"\""),
             ("disable_seccomp", "false"),
-            ("disable_selinux", "false"),
             ("disable_guest_selinux", "true"),
             ("guest_hook_path", "\"\""),
             ("boot_to_be_template", "false"),

@@ -87,6 +87,8 @@ pub struct Qemu {
     pub disable_vhost_net: bool,
     /// Pairs of queues of a network interface; `None` is one for each CPU.
     pub network_queues: Option<u32>,
+    /// The VMM does not get the SELinux label of its pod.
+    pub disable_selinux: bool,
     /// Verbose guest kernel and VMM.
     pub enable_debug: bool,
     /// Reach the agent over vsock instead of a serial port; `None` is the serial port, which works everywhere.
@@ -297,6 +299,7 @@ impl Default for Qemu {
             entropy_source: "/dev/urandom".into(),
             valid_entropy_sources: ["/dev/urandom", "/dev/random"].map(str::to_owned).into(),
             seccompsandbox: String::new(),
+            disable_selinux: false,
             disable_vhost_net: false,
             network_queues: None,
             enable_debug: false,

@@ -192,9 +192,9 @@ pub fn exec_process(id: &str, process: &Process) -> Result<Vec<u8>, PlanError> {
 pub fn update(resources_json: &[u8]) -> Result<Update, PlanError> {
     let resources: LinuxResources =
         serde_json::from_slice(resources_json).map_err(|source| PlanError::Resources { source })?;
-    let guest = guest_spec::rewrite_resources(&resources, &[]);
+    let (guest, notes) = guest_spec::rewrite_update(&resources);
     Ok(Update {
-        notes: guest_spec::resource_notes(&resources),
+        notes,
         guest_json: serde_json::to_vec(&guest)?,
         resources,
     })

@@ -24,19 +24,26 @@ const ENDLESS: u64 = 1 << 60;
 pub struct Demand {
     /// Thousandths of a CPU.
     pub cpu_millis: u64,
-    /// MiB.
+    /// MiB, without huge pages.
     pub memory_mib: u64,
+    /// Huge pages, MiB: the guest sets them aside.
+    pub huge_pages_mib: u64,
 }
 
 impl Demand {
     /// Of one container.
     pub fn of(resources: &LinuxResources) -> Self {
         let cpu = resources.cpu().as_ref();
-        Self::new(
-            cpu.and_then(|cpu| cpu.quota()),
-            cpu.and_then(|cpu| cpu.period()),
-            resources.memory().as_ref().and_then(|memory| memory.limit()),
-        )
+        let huge = resources.hugepage_limits().iter().flatten();
+        let huge = huge.map(|limit| mib(Some(limit.limit())));
+        Self {
+            huge_pages_mib: huge.fold(0, u64::saturating_add),
+            ..Self::new(
+                cpu.and_then(|cpu| cpu.quota()),
+                cpu.and_then(|cpu| cpu.period()),
+                resources.memory().as_ref().and_then(|memory| memory.limit()),
+            )
+        }
     }
 
     /// With what `newer` says in place of what this says; what it does not speak of stays.
@@ -55,6 +62,8 @@ impl Demand {
             } else {
                 self.memory_mib
             },
+            // They are settled when the container is made.
+            huge_pages_mib: self.huge_pages_mib,
         }
     }
 
@@ -63,6 +72,7 @@ impl Demand {
         demands.into_iter().fold(Self::default(), |sum, one| Self {
             cpu_millis: sum.cpu_millis.saturating_add(one.cpu_millis),
             memory_mib: sum.memory_mib.saturating_add(one.memory_mib),
+            huge_pages_mib: sum.huge_pages_mib.saturating_add(one.huge_pages_mib),
         })
     }
 
@@ -71,6 +81,7 @@ impl Demand {
         Self {
             cpu_millis: self.cpu_millis.max(other.cpu_millis),
             memory_mib: self.memory_mib.max(other.memory_mib),
+            huge_pages_mib: self.huge_pages_mib.max(other.huge_pages_mib),
         }
     }
 
@@ -80,15 +91,11 @@ impl Demand {
     }
 
     fn new(quota: Option<i64>, period: Option<u64>, memory: Option<i64>) -> Self {
-        let positive = |value: Option<i64>| value.and_then(|value| u64::try_from(value).ok()).unwrap_or(0);
         let period = period.filter(|period| *period > 0).unwrap_or(DEFAULT_PERIOD);
-        let bytes = match positive(memory) {
-            ENDLESS.. => 0,
-            bytes => bytes,
-        };
         Self {
             cpu_millis: positive(quota).saturating_mul(1000).div_ceil(period),
-            memory_mib: bytes.div_ceil(1 << 20),
+            memory_mib: mib(memory),
+            huge_pages_mib: 0,
         }
     }
 }
@@ -133,6 +140,18 @@ fn of_pod(bundle: &Bundle) -> Result<Demand, PlanError> {
     };
     let period = number(CPU_PERIOD)?.and_then(|period| u64::try_from(period).ok());
     Ok(Demand::new(number(CPU_QUOTA)?, period, number(MEMORY)?))
+}
+
+fn positive(value: Option<i64>) -> u64 {
+    value.and_then(|value| u64::try_from(value).ok()).unwrap_or(0)
+}
+
+/// A limit in bytes as MiB; 0 for none.
+fn mib(limit: Option<i64>) -> u64 {
+    match positive(limit) {
+        ENDLESS.. => 0,
+        bytes => bytes.div_ceil(1 << 20),
+    }
 }
 
 fn wrong(name: &str, text: &str) -> PlanError {

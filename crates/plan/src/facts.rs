@@ -18,6 +18,8 @@ pub struct Facts {
     pub accelerator: Accelerator,
     /// Why this one, for people.
     pub accelerator_reason: String,
+    /// The host has SELinux.
+    pub selinux: bool,
     /// CPUs that this process may use.
     pub host_cpus: u32,
     /// All memory of the host, MiB.

@@ -90,6 +90,14 @@ pub(crate) fn notes(role: &Role, spec: &Spec) -> Vec<String> {
             ));
         }
     }
+    let process = spec.process().as_ref();
+    if let Some(profile) = process.and_then(|process| process.apparmor_profile().as_deref())
+        && !profile.is_empty()
+    {
+        notes.push(format!(
+            "process: the AppArmor profile {profile} is ignored, the guest's kernel has none"
+        ));
+    }
     let resources = linux.and_then(|linux| linux.resources().as_ref());
     notes.extend(resources.map(resource_notes).unwrap_or_default());
     notes
@@ -121,10 +129,6 @@ pub(crate) fn resource_notes(resources: &LinuxResources) -> Vec<String> {
                 "resources: {what} is a matter of cgroup v1, ignored in the guest"
             ));
         }
-    }
-    let given = |list: Option<usize>| list.is_some_and(|count| count > 0);
-    if given(resources.hugepage_limits().as_ref().map(Vec::len)) {
-        notes.push("resources: limits of huge pages are ignored, the guest has none".into());
     }
     if resources.block_io().as_ref().is_some_and(names_devices) {
         notes.push("resources: I/O limits of devices name the host's, ignored in the guest".into());
@@ -295,6 +299,14 @@ fn cgroup_path(id: &str, wanted: Option<&Path>) -> PathBuf {
         true => Path::new("/").join(id),
         false => Path::new("/").join(inside),
     }
+}
+
+/// New limits for the guest, and what of them nobody changes in a running container, for people.
+pub(crate) fn rewrite_update(resources: &LinuxResources) -> (LinuxResources, Vec<String>) {
+    let mut guest = rewrite_resources(resources, &[]);
+    // What the container has of these was settled when it was made; engines repeat it all.
+    guest.set_devices(None).set_hugepage_limits(None);
+    (guest, resource_notes(resources))
 }
 
 /// Limits for the guest.

@@ -29,6 +29,8 @@ pub struct PodPlan {
     pub alone: bool,
     /// The machine.
     pub machine: MachineSpec,
+    /// SELinux label of the VMM.
+    pub vmm_label: Option<String>,
     /// From what its size follows.
     pub sizing: Sizing,
     /// Where its processes belong.
@@ -106,6 +108,7 @@ pub fn pod(id: &str, bundle: &Bundle, config: &Config, facts: &Facts) -> Result<
         id: id.into(),
         alone: *bundle.role() == Role::Single,
         machine,
+        vmm_label: vmm_label(bundle, config, facts),
         sizing,
         cgroups: cgroup::decide(id, bundle, config),
         share,
@@ -154,6 +157,13 @@ fn channel(config: &Config, facts: &Facts) -> Result<(Channel, String), PlanErro
         )),
         _ => Err(PlanError::NoVsock),
     }
+}
+
+/// The label of the pod's first container, where it means something.
+fn vmm_label(bundle: &Bundle, config: &Config, facts: &Facts) -> Option<String> {
+    let process = bundle.spec().process().as_ref()?;
+    let label = process.selinux_label().clone().filter(|label| !label.is_empty());
+    label.filter(|_| facts.selinux && !config.qemu.disable_selinux)
 }
 
 /// What the machine is prepared for.

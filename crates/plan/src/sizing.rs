@@ -45,7 +45,11 @@ impl Sizing {
         };
         Size {
             vcpus: add(self.base.vcpus, demand.vcpus(), self.most.vcpus),
-            memory_mib: add(self.base.memory_mib, demand.memory_mib, self.most.memory_mib),
+            memory_mib: add(
+                self.base.memory_mib,
+                demand.memory_mib.saturating_add(demand.huge_pages_mib),
+                self.most.memory_mib,
+            ),
         }
     }
 }

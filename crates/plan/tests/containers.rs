@@ -500,3 +500,81 @@ fn a_printout_shows_both_plans() {
     let json: Value = serde_json::from_str(&printout.to_json().unwrap()).unwrap();
     assert_eq!(json["container"]["guest"]["spec"]["process"]["args"], json!(["sh"]));
 }
+
+#[test]
+fn an_update_reaches_the_guest_without_what_is_settled_or_the_hosts() {
+    let given = json!({
+        "cpu": {"quota": 5000, "cpus": "0-1", "mems": "0", "realtimeRuntime": 9},
+        "memory": {"limit": 1048576, "kernel": 5, "swappiness": 10, "disableOOMKiller": true},
+        "devices": [{"allow": false, "access": "rwm"}],
+        "hugepageLimits": [{"pageSize": "2MB", "limit": 7}],
+        "pids": {"limit": 9},
+        "blockIO": {"weight": 100, "throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 5}]},
+        "unified": {"io.max": "8:0 rbps=1", "memory.high": "5"},
+    });
+    let update = kata_plan::update(given.to_string().as_bytes()).unwrap();
+    let guest: Value = serde_json::from_slice(&update.guest_json).unwrap();
+    assert_eq!(guest["cpu"], json!({"quota": 5000, "realtimeRuntime": 9}));
+    assert_eq!(guest["memory"]["limit"], 1_048_576);
+    assert_eq!(guest["blockIO"], json!({"weight": 100}));
+    assert_eq!(
+        (&guest["pids"], &guest["unified"]),
+        (&json!({"limit": 9}), &json!({"memory.high": "5"}))
+    );
+    assert!(
+        guest.get("devices").is_none() && guest.get("hugepageLimits").is_none(),
+        "{guest}"
+    );
+    for word in [
+        "numbers are the host's",
+        "real-time",
+        "kernel memory",
+        "swappiness",
+        "killer",
+        "I/O limits of devices",
+    ] {
+        assert!(
+            update.notes.iter().any(|note| note.contains(word)),
+            "{word}: {:?}",
+            update.notes
+        );
+    }
+    let error = kata_plan::update(b"[").unwrap_err().to_string();
+    assert!(error.contains("linux.resources"), "{error}");
+}
+
+#[test]
+fn labels_of_the_host_mean_something_to_the_vmm_or_nothing() {
+    let mut spec = support::small_spec();
+    spec["process"]["selinuxLabel"] = json!("system_u:system_r:container_kvm_t:s0");
+    spec["process"]["apparmorProfile"] = json!("docker-default");
+    let bundle = support::bundle(&spec);
+    let label = |selinux, disable_selinux| {
+        let facts = Facts {
+            selinux,
+            ..support::facts()
+        };
+        let mut config = Config::default();
+        config.qemu.disable_selinux = disable_selinux;
+        kata_plan::pod("c1", &bundle, &config, &facts).unwrap().vmm_label
+    };
+    assert_eq!(
+        label(true, false).as_deref(),
+        Some("system_u:system_r:container_kvm_t:s0")
+    );
+    assert_eq!((label(false, false), label(true, true)), (None, None));
+    let container = kata_plan::container("c1", &bundle, &Config::default(), &support::facts()).unwrap();
+    assert!(
+        container
+            .notes
+            .iter()
+            .any(|note| note.contains("AppArmor profile docker-default")),
+        "{:?}",
+        container.notes
+    );
+    let guest = String::from_utf8(container.guest.spec_json).unwrap();
+    assert!(
+        !guest.contains("container_kvm_t") && !guest.contains("docker-default"),
+        "{guest}"
+    );
+}

@@ -44,6 +44,14 @@ fn size(spec: &Value, config: &Config) -> (u32, u32) {
     (size.vcpus, size.memory_mib)
 }
 
+fn demand(cpu_millis: u64, memory_mib: u64) -> Demand {
+    Demand {
+        cpu_millis,
+        memory_mib,
+        ..Demand::default()
+    }
+}
+
 const MIB: i64 = 1 << 20;
 
 #[test]
@@ -61,6 +69,10 @@ fn a_container_alone_has_its_limits_on_top() {
         (json!({"cpu": {"quota": 150_000, "period": 50_000}}), (4, 256)),
         (json!({"cpu": {"quota": 99_000_000, "period": 100_000}}), (4, 256)),
         (json!({"cpu": {"quota": -1, "period": 100_000}}), (1, 256)),
+        (
+            json!({"hugepageLimits": [{"pageSize": "2MB", "limit": 16 * MIB}, {"pageSize": "1GB", "limit": 0}]}),
+            (1, 272),
+        ),
         // Neither a share of time nor a choice of CPUs is a number of CPUs.
         (json!({"cpu": {"shares": 4096, "cpus": "0-3"}}), (1, 256)),
     ] {
@@ -129,7 +141,7 @@ fn containers_that_come_later_count_once() {
     let told =
         json!({"io.kubernetes.cri.sandbox-cpu-quota": "100000", "io.kubernetes.cri.sandbox-memory": "209715200"});
     let sizing = plan(&pod(told), &Config::default()).unwrap().sizing;
-    let of = |cpu_millis, memory_mib| Demand { cpu_millis, memory_mib };
+    let of = demand;
     let size = |vcpus, memory_mib| Size { vcpus, memory_mib };
     assert_eq!(sizing.size([]), size(2, 456), "what was announced");
     assert_eq!(
@@ -160,10 +172,7 @@ fn a_container_alone_may_want_less_later() {
 #[test]
 fn an_update_changes_what_it_speaks_of() {
     let resources = |json: Value| serde_json::from_value(json).unwrap();
-    let old = Demand {
-        cpu_millis: 500,
-        memory_mib: 64,
-    };
+    let old = demand(500, 64);
     for (json, cpu_millis, memory_mib) in [
         (json!({}), 500, 64),
         (json!({"cpu": {"shares": 5}, "memory": {"swap": 5}}), 500, 64),
@@ -172,7 +181,7 @@ fn an_update_changes_what_it_speaks_of() {
     ] {
         assert_eq!(
             old.updated(&resources(json.clone())),
-            Demand { cpu_millis, memory_mib },
+            demand(cpu_millis, memory_mib),
             "{json}"
         );
     }
@@ -194,14 +203,11 @@ fn emulated_machines_boot_with_few_cpus() {
         };
         let plan = kata_plan::pod("p1", &support::bundle(&spec), &config, &facts).unwrap();
         assert_eq!(plan.machine.vcpus, wanted, "{accelerator}");
-        let later = plan.sizing.fixed.is_none().then(|| {
-            plan.sizing
-                .size([Demand {
-                    cpu_millis: 2000,
-                    memory_mib: 0,
-                }])
-                .vcpus
-        });
+        let later = plan
+            .sizing
+            .fixed
+            .is_none()
+            .then(|| plan.sizing.size([demand(2000, 0)]).vcpus);
         assert!(later.is_none_or(|vcpus| vcpus == 3));
     }
 }

@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 
 use crate::error::SandboxError;
 use crate::fitting::{Fitter, Fitting};
+use crate::label::NextLabel;
 use crate::recover;
 use crate::sandbox::{Sandbox, now_unix_nanos};
 use crate::step::Steps;
@@ -154,7 +155,15 @@ impl Sandbox {
 
     async fn start_machine(&self, plan: &PodPlan, steps: &mut Steps) -> Result<Arc<dyn Machine>, SandboxError> {
         steps.next("machine")?;
-        let machine: Arc<dyn Machine> = Arc::from(self.vmm.boot(&plan.machine).await?);
+        let label = plan.vmm_label.as_deref().map(NextLabel::set).transpose();
+        let label = label.map_err(|source| SandboxError::Host {
+            act: "give the VMM its label in",
+            path: "/proc/thread-self/attr/exec".into(),
+            source,
+        })?;
+        let booted = self.vmm.boot(&plan.machine).await;
+        drop(label);
+        let machine: Arc<dyn Machine> = Arc::from(booted?);
         let halted = machine.clone();
         steps.done("machine", move || async move {
             halted.halt(HALT_GRACE).await;

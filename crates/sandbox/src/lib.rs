@@ -10,6 +10,7 @@ mod disk;
 pub mod error;
 mod fitting;
 pub mod hooks;
+mod label;
 pub mod lifecycle;
 mod localhost;
 pub mod network;

@@ -67,6 +67,7 @@ pub fn facts(config: &Config, home: &Home, spec: &Spec, rootfs: &[EngineMount]) 
     let vsock = Path::new("/dev/vhost-vsock").exists();
     let sources = kata_plan::bind_sources(spec);
     Ok(Facts {
+        selinux: Path::new("/sys/fs/selinux/enforce").exists(),
         accelerator: choice.accelerator,
         accelerator_reason: choice.reason,
         host_cpus: std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(1)),

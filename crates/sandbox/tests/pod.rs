@@ -78,6 +78,7 @@ fn whichever_step_fails_nothing_is_left_and_the_id_is_free() {
             );
             assert!(lab.mounts().is_empty(), "step {step} left {:?}", lab.mounts());
             assert_eq!(lab.vmm.running(), 0, "step {step} left a machine");
+            assert!(lab.cgroups().is_empty(), "step {step} left {:?}", lab.cgroups());
             assert!(lab.events().is_empty(), "step {step}");
             assert!(lab.sandbox.state(&init()).await.is_err(), "step {step}");
             lab.create()
@@ -85,6 +86,7 @@ fn whichever_step_fails_nothing_is_left_and_the_id_is_free() {
                 .unwrap_or_else(|error| panic!("again after step {step}: {}", describe(&error)));
             lab.sandbox.shut_down().await;
             assert!(lab.mounts().is_empty(), "shutdown left {:?}", lab.mounts());
+            assert!(lab.cgroups().is_empty(), "shutdown left {:?}", lab.cgroups());
         }
     });
 }

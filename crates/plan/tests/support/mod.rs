@@ -15,6 +15,7 @@ pub fn facts() -> Facts {
     Facts {
         accelerator: Accelerator::Tcg,
         accelerator_reason: "no /dev/kvm".into(),
+        selinux: false,
         host_cpus: 4,
         host_memory_mib: 8192,
         vmm: "/usr/bin/qemu-system-x86_64".into(),

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use kata_cgroup::{Hierarchies, Hierarchy};
 use kata_config::{Config, SharedFs};
 use kata_sandbox::outside::Outside;
 use kata_sandbox::record::{Home, Record};
@@ -36,6 +37,7 @@ impl Lab {
         let bundle = dir.path().join("bundle");
         std::fs::create_dir_all(bundle.join("rootfs")).expect("mkdir");
         std::fs::create_dir_all(dir.path().join("volume")).expect("mkdir");
+        std::fs::create_dir(dir.path().join("cgroup")).expect("mkdir");
         for asset in ["vmlinux", "initrd.img"] {
             std::fs::write(dir.path().join(asset), "x").expect("write");
         }
@@ -73,7 +75,13 @@ impl Lab {
             outside: Outside::here().expect("namespaces"),
             network,
             origin: Arc::new(Origin::here().expect("origin")),
-            hierarchies: kata_cgroup::Hierarchies::default(),
+            // A plain directory, in which cgroups can be made, but nobody can be put into them.
+            hierarchies: Hierarchies(vec![Hierarchy {
+                root: dir.path().join("cgroup"),
+                controllers: vec!["memory".into()],
+                unified: false,
+                own: PathBuf::new(),
+            }]),
             events: sender,
             faults: faults.clone(),
         });
@@ -108,6 +116,14 @@ impl Lab {
             rootfs: Vec::new(),
             stdio,
         }
+    }
+
+    /// The names of the cgroups at the root of the host's only hierarchy.
+    pub fn cgroups(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.path("cgroup")).expect("the hierarchy");
+        entries
+            .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+            .collect()
     }
 
     pub fn mounts(&self) -> Vec<String> {
