@@ -85,7 +85,7 @@ pub(crate) fn decide(config: &Config, facts: &Facts, vcpus: u32) -> (NetworkPlan
         );
         return (NetworkPlan::default(), vec![note]);
     };
-    let queues = config.qemu.network_queues.unwrap_or(vcpus);
+    let wish = config.qemu.network_queues.unwrap_or(vcpus);
     let nic = |number: usize, interface: Option<&Interface>| NicPlan {
         tap: tap_name(number),
         wire: match (model, interface) {
@@ -96,7 +96,11 @@ pub(crate) fn decide(config: &Config, facts: &Facts, vcpus: u32) -> (NetworkPlan
             _ => Wire::Tap { name: tap_name(number) },
         },
         mac: born_mac(number),
-        queues,
+        queues: match (model, interface) {
+            // The guest serves one queue a CPU, and what a macvtap puts into another is lost.
+            (Internetworking::Macvtap, Some(_)) => wish.min(vcpus),
+            _ => wish,
+        },
         mtu: interface.map_or(USUAL_MTU, |interface| interface.mtu),
         interface: interface.cloned(),
     };
