@@ -89,6 +89,11 @@ fn machine(line: &mut Line, spec: &MachineSpec, board: &Board) {
         "-accel",
         match spec.accelerator {
             Accelerator::Kvm => "kvm".to_owned(),
+            // With a thread a CPU, those there are may have taken the whole buffer when one more is plugged in, and QEMU aborts
+            // (10.0.2, tcg/region.c).
+            Accelerator::Tcg if spec.growth.as_ref().is_some_and(|growth| growth.vcpus > spec.vcpus) => {
+                format!("tcg,thread=single,tb-size={TRANSLATION_BUFFER_MIB}")
+            }
             Accelerator::Tcg => format!("tcg,tb-size={TRANSLATION_BUFFER_MIB}"),
         },
     );
