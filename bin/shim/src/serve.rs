@@ -13,7 +13,6 @@ use kata_bundle::Bundle;
 use kata_cgroup::Hierarchies;
 use kata_config::Config;
 use kata_machine::Vmm;
-use kata_sandbox::outside::Outside;
 use kata_sandbox::record::{Home, Mark};
 use kata_sandbox::step::Faults;
 use kata_sandbox::{Sandbox, SandboxError, Surroundings};
@@ -46,24 +45,22 @@ pub fn run(flags: &Flags) -> Result<()> {
     let listener = take_fd(LISTENER_FD).context("started by hand? There is no listening socket")?;
     // Its own session: what the engine sends to its own process group is not meant for the pod.
     nix::unistd::setsid().context("setsid")?;
-    let outside = Outside::here().context("cannot tell its namespaces")?;
     let origin = namespace::enter().context("cannot make a mount namespace of its own")?;
     let bundle = flags.bundle.clone().context("-bundle is missing")?;
     let home = Home::of(flags.place.as_deref().unwrap_or(&bundle));
     // One thread: the machine's processes die with the thread that started them, and it is the smallest, too.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(serve(flags, home.clone(), StdListener::from(listener), outside, origin))?;
+    runtime.block_on(serve(flags, home.clone(), StdListener::from(listener), origin))?;
     home.remove().context("cannot remove the sandbox's directory")
 }
 
-async fn serve(flags: &Flags, home: Home, listener: StdListener, outside: Outside, origin: Origin) -> Result<()> {
+async fn serve(flags: &Flags, home: Home, listener: StdListener, origin: Origin) -> Result<()> {
     listener.set_nonblocking(true)?;
     let (events, happened) = mpsc::unbounded_channel();
     let opening = Opening {
         home: home.clone(),
         config: flags.config.clone(),
         options_config: flags.options_config.clone(),
-        outside,
         origin: Arc::new(origin),
         hierarchies: find_hierarchies,
         events,
@@ -134,8 +131,6 @@ pub struct Opening {
     /// The configuration file that the options name with which containerd started this process.
     pub options_config: Option<PathBuf>,
     /// The engine's side of the host.
-    pub outside: Outside,
-    /// Where the engine's paths mean something.
     pub origin: Arc<Origin>,
     /// Looks for the host's cgroups.
     pub hierarchies: fn() -> Hierarchies,
@@ -173,7 +168,6 @@ impl Opening {
             vmm: (self.driver)(&config),
             network,
             config: Arc::new(config),
-            outside: self.outside.clone(),
             origin: self.origin.clone(),
             hierarchies: (self.hierarchies)(),
             events: self.events.clone(),

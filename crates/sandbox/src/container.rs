@@ -113,11 +113,7 @@ impl Sandbox {
         let trees = self.read_trees(&plan.trees)?;
         self.note("survey the host and plan", began).await;
         let guest = if self.is_first(&container.id) {
-            let facts = Facts {
-                network: self.look_at_network()?,
-                ..facts
-            };
-            self.boot_for(&bundle, &facts, own.faults()).await?
+            self.boot_for(&bundle, facts, own.faults()).await?
         } else {
             self.guest().await?
         };
@@ -173,7 +169,7 @@ impl Sandbox {
         .await??;
         let (this, last) = (self.clone(), hooks.clone());
         own.done("hooks", move || async move {
-            last.run_poststop(&this.outside).await;
+            last.run_poststop(&this.origin).await;
             let forgotten = this.ask(move |state| {
                 state.record.hooks.remove(last.container());
                 state.home.write(&state.record)
@@ -185,7 +181,7 @@ impl Sandbox {
             }
         });
         for moment in [Moment::Prestart, Moment::CreateRuntime, Moment::CreateContainer] {
-            hooks.run(moment, &self.outside).await?;
+            hooks.run(moment, &self.origin).await?;
         }
         Ok(())
     }
@@ -193,6 +189,13 @@ impl Sandbox {
     /// Does `act` where the engine's paths mean something.
     pub(crate) fn abroad<T>(&self, act: impl FnOnce() -> T) -> Result<T, SandboxError> {
         self.origin.visit(act).map_err(|source| SandboxError::Origin { source })
+    }
+
+    /// The same in a copy of that place, in which what is mounted is seen by nobody.
+    pub(crate) fn abroad_in_copy<T>(&self, act: impl FnOnce() -> T) -> Result<T, SandboxError> {
+        self.origin
+            .visit_copy(act)
+            .map_err(|source| SandboxError::Origin { source })
     }
 
     /// Takes everything of the host that the container sees; nothing of it is to be seen yet.
@@ -218,8 +221,8 @@ impl Sandbox {
         let mut taken = Vec::new();
         match rootfs {
             Some(rootfs) if !container.rootfs.is_empty() => {
-                let assembled = self.origin.visit_copy(|| assemble(&container.rootfs, &rootfs.from));
-                taken.push(rootfs.settle(assembled.map_err(|source| SandboxError::Origin { source })??)?);
+                let assembled = self.abroad_in_copy(|| assemble(&container.rootfs, &rootfs.from))??;
+                taken.push(rootfs.settle(assembled)?);
             }
             Some(rootfs) => taken.push(self.abroad(|| rootfs.take())??),
             None => {}
@@ -252,10 +255,14 @@ impl Sandbox {
     pub(crate) async fn boot_for(
         &self,
         bundle: &Bundle,
-        facts: &Facts,
+        facts: Facts,
         faults: crate::step::Faults,
     ) -> Result<Agent, SandboxError> {
-        let plan = kata_plan::pod(&self.id, bundle, &self.config, facts)?;
+        let facts = Facts {
+            network: self.look_at_network()?,
+            ..facts
+        };
+        let plan = kata_plan::pod(&self.id, bundle, &self.config, &facts)?;
         let mut steps = Steps::new(faults);
         let booted = self.boot(&plan, &mut steps).await;
         self.ask(move |state| state.steps = Some(steps)).await?;

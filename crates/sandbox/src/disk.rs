@@ -117,8 +117,7 @@ impl Sandbox {
                 file: opened.map_err(failed)?,
             })
         };
-        let visited = self.origin.visit_copy(|| disks.iter().map(open).collect());
-        visited.map_err(|source| SandboxError::Origin { source })?
+        self.abroad_in_copy(|| disks.iter().map(open).collect())?
     }
 
     /// Attaches them; answers what the agent must know of them.

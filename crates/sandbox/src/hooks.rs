@@ -32,7 +32,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
 
-use crate::outside::Outside;
+use kata_storage::origin::Origin;
 
 /// When a hook is run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -151,17 +151,17 @@ impl HostHooks {
     ///
     /// # Errors
     /// [`HookError`] of the first that fails.
-    pub async fn run(&self, moment: Moment, outside: &Outside) -> Result<(), HookError> {
+    pub async fn run(&self, moment: Moment, origin: &Origin) -> Result<(), HookError> {
         for hook in self.hooks.get(&moment).into_iter().flatten() {
-            self.run_one(hook, moment, outside).await?;
+            self.run_one(hook, moment, origin).await?;
         }
         Ok(())
     }
 
     /// Runs all `poststop` hooks and logs those that fail.
-    pub async fn run_poststop(&self, outside: &Outside) {
+    pub async fn run_poststop(&self, origin: &Origin) {
         for hook in self.hooks.get(&Moment::Poststop).into_iter().flatten() {
-            if let Err(error) = self.run_one(hook, Moment::Poststop, outside).await {
+            if let Err(error) = self.run_one(hook, Moment::Poststop, origin).await {
                 tracing::warn!(container = self.container, "{error}");
             }
         }
@@ -185,9 +185,9 @@ impl HostHooks {
         state.to_string().into_bytes()
     }
 
-    async fn run_one(&self, hook: &Hook, moment: Moment, outside: &Outside) -> Result<(), HookError> {
+    async fn run_one(&self, hook: &Hook, moment: Moment, origin: &Origin) -> Result<(), HookError> {
         tracing::debug!(container = self.container, hook = %hook.path().display(), moment = moment.name(), "hook");
-        let place = (moment != Moment::CreateContainer).then_some(outside);
+        let place = (moment != Moment::CreateContainer).then_some(origin);
         let mut output = Vec::new();
         let ended = run(hook, &self.state(moment), place, &self.bundle, &mut output).await;
         let fault = match ended {
@@ -226,7 +226,7 @@ const OUTPUT_GRACE: Duration = Duration::from_millis(200);
 async fn run(
     hook: &Hook,
     state: &[u8],
-    place: Option<&Outside>,
+    place: Option<&Origin>,
     directory: &Path,
     output: &mut Vec<u8>,
 ) -> Result<ExitStatus, HookFault> {
@@ -269,7 +269,7 @@ async fn run(
     ended
 }
 
-fn spawn(hook: &Hook, place: Option<&Outside>, directory: &Path) -> io::Result<(Child, pipe::Receiver)> {
+fn spawn(hook: &Hook, place: Option<&Origin>, directory: &Path) -> io::Result<(Child, pipe::Receiver)> {
     let (reader, writer) = pipe2(OFlag::O_CLOEXEC)?;
     let mut command = Command::new(hook.path());
     let arguments = hook.args().as_deref().unwrap_or_default();
@@ -291,7 +291,7 @@ fn spawn(hook: &Hook, place: Option<&Outside>, directory: &Path) -> io::Result<(
     }
     die_with_parent(command.as_std_mut());
     match place {
-        Some(outside) => outside.enter(command.as_std_mut(), directory)?,
+        Some(origin) => origin.enter(command.as_std_mut(), directory)?,
         None => {
             command.current_dir(directory);
         }

@@ -14,7 +14,6 @@ mod label;
 pub mod lifecycle;
 mod localhost;
 pub mod network;
-pub mod outside;
 mod pod;
 mod process;
 pub mod record;

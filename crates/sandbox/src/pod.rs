@@ -5,7 +5,6 @@
 
 use kata_agent_client::{AgentError, Process};
 use kata_bundle::Bundle;
-use kata_plan::Facts;
 
 use crate::error::SandboxError;
 use crate::lifecycle::{ExitStatus, Phase, Refusal};
@@ -70,11 +69,7 @@ impl Sandbox {
 
     async fn boot_alone(&self, bundle: &Bundle) -> Result<(), SandboxError> {
         let facts = self.abroad(|| survey::facts(&self.config, &self.home, bundle.spec(), &[]))??;
-        let facts = Facts {
-            network: self.look_at_network()?,
-            ..facts
-        };
-        self.boot_for(bundle, &facts, self.faults.clone()).await.map(drop)
+        self.boot_for(bundle, facts, self.faults.clone()).await.map(drop)
     }
 
     /// Ends the machine, and with it all containers. That it has ended already is no error.

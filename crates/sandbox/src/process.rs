@@ -86,7 +86,7 @@ impl Sandbox {
         let id = process.container.clone();
         let hooks = self.ask(move |state| state.containers.get(&id)?.hooks.clone()).await?;
         if let Some(hooks) = hooks
-            && let Err(error) = hooks.run(Moment::Poststart, &self.outside).await
+            && let Err(error) = hooks.run(Moment::Poststart, &self.origin).await
         {
             // It may have ended already.
             let _ = guest.signal(process, libc::SIGKILL.unsigned_abs(), true).await;

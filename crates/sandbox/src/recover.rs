@@ -13,8 +13,8 @@ use nix::sys::signal::Signal;
 use crate::error::SandboxError;
 use crate::hooks::HostHooks;
 use crate::network;
-use crate::outside::Outside;
 use crate::record::{Home, Mark};
+use kata_storage::origin::Origin;
 
 /// Why a sandbox could not be cleaned up.
 #[derive(Debug, thiserror::Error)]
@@ -98,11 +98,11 @@ fn run_poststop(hooks: Vec<HostHooks>) {
         return;
     }
     let run = move || -> io::Result<()> {
-        let outside = Outside::here()?;
+        let origin = Origin::here()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             for hooks in hooks {
-                hooks.run_poststop(&outside).await;
+                hooks.run_poststop(&origin).await;
             }
         });
         Ok(())

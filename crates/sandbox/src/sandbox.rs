@@ -22,7 +22,6 @@ use crate::fitting::{Fitting, Wants};
 use crate::hooks::HostHooks;
 use crate::lifecycle::{ExitStatus, Phase, Pod, Refusal};
 use crate::network::{PodNamespace, PodNetwork};
-use crate::outside::Outside;
 use crate::record::{Home, Mark, Record};
 use crate::stdio::{Client, Copying, HostStdio, Stdio};
 use crate::step::{Faults, Steps};
@@ -86,11 +85,9 @@ pub struct Surroundings {
     pub config: Arc<Config>,
     /// The driver.
     pub vmm: Arc<dyn Vmm>,
-    /// The engine's side of the host.
-    pub outside: Outside,
     /// The pod's network namespace, entered; without one the guest has its loopback only.
     pub network: Option<PodNamespace>,
-    /// Where the engine's paths mean something.
+    /// The engine's side of the host.
     pub origin: Arc<Origin>,
     /// The host's cgroups; none for a pod that stays where it was started.
     pub hierarchies: Hierarchies,
@@ -265,7 +262,6 @@ pub struct Sandbox {
     pub(crate) namespace: Arc<str>,
     pub(crate) config: Arc<Config>,
     pub(crate) vmm: Arc<dyn Vmm>,
-    pub(crate) outside: Outside,
     pub(crate) network: Option<PodNamespace>,
     pub(crate) origin: Arc<Origin>,
     pub(crate) hierarchies: Arc<Hierarchies>,
@@ -280,7 +276,6 @@ impl Sandbox {
             record,
             config,
             vmm,
-            outside,
             network,
             origin,
             hierarchies,
@@ -312,7 +307,6 @@ impl Sandbox {
             namespace,
             config,
             vmm,
-            outside,
             network,
             origin,
             hierarchies: Arc::new(hierarchies),
@@ -338,7 +332,7 @@ impl Sandbox {
         let client = Client {
             id,
             namespace: &self.namespace,
-            outside: &self.outside,
+            origin: &self.origin,
         };
         let opened = HostStdio::open(stdio, &client).await?;
         for pid in opened.programs() {

@@ -22,7 +22,7 @@ use tokio::net::unix::pipe;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::outside::Outside;
+use kata_storage::origin::Origin;
 use log_program::LogProgram;
 pub use output::Output;
 use output::Place;
@@ -108,7 +108,7 @@ pub struct Client<'a> {
     /// Namespace of the engine.
     pub namespace: &'a str,
     /// Where its programs run.
-    pub outside: &'a Outside,
+    pub origin: &'a Origin,
 }
 
 /// One open place for output.

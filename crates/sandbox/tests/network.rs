@@ -54,7 +54,6 @@ impl Lab {
             home,
             record,
             network: network::enter(&bundle, &config).expect("a namespace"),
-            outside: kata_sandbox::outside::Outside::here().expect("namespaces"),
             origin: Arc::new(kata_storage::origin::Origin::here().expect("origin")),
             config: Arc::new(config),
             vmm: Arc::new(vmm.clone()),

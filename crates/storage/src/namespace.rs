@@ -16,15 +16,15 @@ use crate::origin::Origin;
 /// What `unshare` or `mount` failed with.
 pub fn enter() -> io::Result<Origin> {
     let origin = Origin::here()?;
-    unshare(CloneFlags::CLONE_NEWNS)?;
-    mount(
-        None::<&str>,
-        "/",
-        None::<&str>,
-        MsFlags::MS_REC | MsFlags::MS_SLAVE,
-        None::<&str>,
-    )?;
+    unshare_mounts()?;
     Ok(origin)
+}
+
+/// A copy of this thread's mount namespace in its place: mounts come into it, and none go out.
+pub(crate) fn unshare_mounts() -> io::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    let all = MsFlags::MS_REC | MsFlags::MS_SLAVE;
+    Ok(mount(None::<&str>, "/", None::<&str>, all, None::<&str>)?)
 }
 
 /// Makes `directory` the place of the share: a small tmpfs for mount points, shared with the namespaces made from this

@@ -1,4 +1,5 @@
-//! The mount namespace that the sandbox process was started in: where the paths of engines mean what the engines mean.
+//! The engine's side of the host: the namespaces that the sandbox process was started in, before it made its own and went
+//! into its pod's. There the paths of engines mean what the engines mean, and there the programs run that they name.
 //!
 //! On a host that does not share its mounts, what is mounted after the sandbox process got a namespace of its own is seen
 //! there alone. So the process goes back for every look at an engine's path, and takes what it wants along as a
@@ -7,16 +8,23 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::Command;
 
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, setns, unshare};
+use kata_sys::process::enter_namespaces;
+use nix::sched::{CloneFlags, setns};
 use nix::unistd::{chroot, fchdir};
 
-/// The mount namespace of an engine. Keeps it alive.
-#[derive(Debug)]
-pub struct Origin(Place);
+use crate::namespace::unshare_mounts;
 
-/// A namespace with the directories that this thread has in it.
+/// The mount and network namespaces of an engine. Keeps them alive.
+#[derive(Debug)]
+pub struct Origin {
+    mounts: Place,
+    network: OwnedFd,
+}
+
+/// A mount namespace with the directories that this thread has in it.
 #[derive(Debug)]
 struct Place {
     namespace: OwnedFd,
@@ -25,12 +33,24 @@ struct Place {
 }
 
 impl Origin {
-    /// The namespace that this thread is in.
+    /// The namespaces that this thread is in.
     ///
     /// # Errors
-    /// What opening it failed with.
+    /// What opening them failed with.
     pub fn here() -> io::Result<Self> {
-        Place::here().map(Self)
+        Ok(Self {
+            mounts: Place::here()?,
+            network: File::open("/proc/thread-self/ns/net")?.into(),
+        })
+    }
+
+    /// Lets `command` run there, in `directory` as it is there.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a directory with a zero byte in its name; what duplicating a descriptor failed with.
+    pub fn enter(&self, command: &mut Command, directory: &Path) -> io::Result<()> {
+        let namespaces = vec![self.mounts.namespace.try_clone()?, self.network.try_clone()?];
+        enter_namespaces(command, namespaces, directory)
     }
 
     /// Does `act` there. Paths mean the engine's, and descriptors opened there stay open.
@@ -39,7 +59,7 @@ impl Origin {
     /// What the way there failed with; nothing was done then.
     pub fn visit<T>(&self, act: impl FnOnce() -> T) -> io::Result<T> {
         let back = Back(Place::here()?);
-        self.0.enter()?;
+        self.mounts.enter()?;
         let answer = act();
         drop(back);
         Ok(answer)
@@ -52,9 +72,7 @@ impl Origin {
     /// What the way there failed with; nothing was done then.
     pub fn visit_copy<T>(&self, act: impl FnOnce() -> T) -> io::Result<T> {
         self.visit(|| {
-            unshare(CloneFlags::CLONE_NEWNS)?;
-            let all = MsFlags::MS_REC | MsFlags::MS_SLAVE;
-            mount(None::<&str>, "/", None::<&str>, all, None::<&str>)?;
+            unshare_mounts()?;
             Ok(act())
         })?
     }

@@ -16,9 +16,9 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{Message, MessageField};
 use containerd_shim_protos::shim::events::ForwardRequest;
 use containerd_shim_protos::shim_async::{Client, Events, TaskClient, create_events};
-use kata_sandbox::outside::Outside;
 use kata_sandbox::record::{Home, Record};
 use kata_storage::namespace;
+use kata_storage::origin::Origin;
 use kata_testkit::machine::FakeVmm;
 use tokio::net::UnixListener;
 use tokio::sync::{Notify, mpsc};
@@ -149,9 +149,8 @@ impl Door {
         let driver = vmm.clone();
         let opening = Opening {
             options_config: None,
-            outside: OUTSIDE.get().expect("set by run").clone(),
             home: home.clone(),
-            origin: Arc::new(kata_storage::origin::Origin::here().expect("origin")),
+            origin: ORIGIN.get().expect("set by run").clone(),
             config: Some(dir.path().join("configuration.toml")),
             hierarchies: kata_cgroup::Hierarchies::default,
             events,
@@ -343,13 +342,13 @@ pub fn bounded() -> Context {
 }
 
 /// The namespaces of the test program.
-static OUTSIDE: OnceLock<Outside> = OnceLock::new();
+static ORIGIN: OnceLock<Arc<Origin>> = OnceLock::new();
 
 /// Runs a test on a thread with its own mount namespace and its own small runtime.
 pub fn run<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send) {
     std::thread::scope(|scope| {
         let ran = scope.spawn(|| {
-            OUTSIDE.get_or_init(|| Outside::here().expect("namespaces"));
+            ORIGIN.get_or_init(|| Arc::new(Origin::here().expect("namespaces")));
             namespace::enter().expect("these tests need root");
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()

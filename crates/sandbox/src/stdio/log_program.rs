@@ -109,7 +109,7 @@ fn spawn(program: &Program, client: &Client<'_>) -> io::Result<(Child, Inputs, p
         command.as_std_mut(),
         fds.map(|(fd, number): (&OwnedFd, i32)| (fd.as_raw_fd(), number)).into(),
     );
-    client.outside.enter(command.as_std_mut(), "/".as_ref())?;
+    client.origin.enter(command.as_std_mut(), "/".as_ref())?;
     let child = command.spawn()?;
     let inputs = Inputs {
         stdout: pipe::Sender::from_owned_fd(stdout)?,

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use kata_cgroup::{Hierarchies, Hierarchy};
 use kata_config::{Config, SharedFs};
-use kata_sandbox::outside::Outside;
 use kata_sandbox::record::{Home, Record};
 use kata_sandbox::stdio::Stdio;
 use kata_sandbox::step::Faults;
@@ -72,7 +71,6 @@ impl Lab {
             record,
             config: Arc::new(config),
             vmm: Arc::new(vmm.clone()),
-            outside: Outside::here().expect("namespaces"),
             network,
             origin: Arc::new(Origin::here().expect("origin")),
             // A plain directory, in which cgroups can be made, but nobody can be put into them.
