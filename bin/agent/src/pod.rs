@@ -49,6 +49,8 @@ pub struct Container {
     pub init: Process,
     /// The others by their exec id; `None` for one that is being made.
     pub execs: HashMap<String, Option<Process>>,
+    /// Files of the guest that it sees as its own, the host's among them.
+    pub bound: Vec<PathBuf>,
     /// What stands in it for sockets of the host.
     pub _sockets: Sockets,
 }

@@ -47,6 +47,12 @@ impl<'lab> Podman<'lab> {
         self.lab
     }
 
+    /// How a mount table begins the path of what Podman mounts on itself while it is at work. When several of its processes
+    /// are, as after `rm --force` of what conmon cleans up at the same time, none may feel called to unmount it.
+    pub fn own_mount(&self) -> String {
+        format!(" {}/root/overlay ", self.dir.display())
+    }
+
     /// `podman` with these arguments.
     #[track_caller]
     pub fn podman<'a>(&self, args: impl IntoIterator<Item = &'a str>) -> Cmd {

@@ -12,7 +12,8 @@ use kata_e2e::runtime::{Kind, Runtime};
 use kata_e2e::wait;
 use serde_json::json;
 
-/// A lab with two bridges, a web server that serves `download`, and pods' namespaces beside it.
+/// A lab with two bridges, whose addresses do not follow those of their ports, a web server that serves `download`, and
+/// pods' namespaces beside it.
 fn lab() -> &'static Lab {
     static LAB: Shared<Lab> = Shared::new();
     LAB.get(|| {
@@ -23,7 +24,7 @@ fn lab() -> &'static Lab {
         let script = format!(
             "set -e
             for n in 1 2; do
-                ip link add br$n type bridge
+                ip link add br$n address 02:99:00:00:00:0$n type bridge
                 ip addr add 10.99.$n.1/24 dev br$n
                 ip addr add fd99:$n::1/64 dev br$n nodad
                 ip link set br$n up
@@ -73,8 +74,8 @@ fn namespace(name: &str, number: u32, links: usize) -> PathBuf {
 }
 
 /// A container in the namespace at `path`, or in a new one.
-fn bundle(name: &str, path: Option<&PathBuf>, script: &str) -> Bundle {
-    Bundle::script(lab(), name, script).edit(|spec| {
+fn bundle(lab: &Lab, name: &str, path: Option<&PathBuf>, script: &str) -> Bundle {
+    Bundle::script(lab, name, script).edit(|spec| {
         let namespaces = spec["linux"]["namespaces"].as_array_mut().expect("namespaces");
         let network = namespaces.iter_mut().find(|one| one["type"] == "network");
         if let Some(path) = path {
@@ -87,10 +88,10 @@ fn bundle(name: &str, path: Option<&PathBuf>, script: &str) -> Bundle {
 }
 
 /// `create` under a configuration.
-fn create(bundle: &Bundle, id: &str, configuration: &str) {
+fn create(runtime: &Runtime, bundle: &Bundle, id: &str, configuration: &str) {
     let file = bundle.dir().join("kata.toml");
     std::fs::write(&file, configuration).expect("configuration");
-    let command = runtime().program().arg("--kata-config").arg(&file);
+    let command = runtime.program().arg("--kata-config").arg(&file);
     let command = command.args(["--root", "/run/e2e-oci", "create", "--bundle"]);
     let command = command.arg(bundle.dir()).arg(id);
     command
@@ -98,14 +99,14 @@ fn create(bundle: &Bundle, id: &str, configuration: &str) {
         .ok();
 }
 
-fn begin(bundle: &Bundle, id: &str, configuration: &str) {
-    create(bundle, id, configuration);
-    runtime().start(id).ok();
+fn begin(runtime: &Runtime, bundle: &Bundle, id: &str, configuration: &str) {
+    create(runtime, bundle, id, configuration);
+    runtime.start(id).ok();
 }
 
 #[track_caller]
-fn inside(id: &str, script: &str) -> String {
-    runtime().exec(id, script).run().ok().text()
+fn inside(runtime: &Runtime, id: &str, script: &str) -> String {
+    runtime.exec(id, script).run().ok().text()
 }
 
 /// Links, queueing and filters of a namespace, and what hangs on its links: all that a sandbox might leave there.
@@ -135,6 +136,7 @@ const KEEPS_RUNNING: &str = "while :; do sleep 1; done";
 
 #[test]
 fn a_pod_has_the_network_of_its_namespace() {
+    let runtime = runtime();
     let id = "whole";
     let path = namespace(id, 10, 2);
     sh(
@@ -159,6 +161,7 @@ fn a_pod_has_the_network_of_its_namespace() {
         ),
     );
     let bundle = bundle(
+        lab(),
         id,
         Some(&path),
         "busybox httpd -p 8080 -h /tmp; while :; do sleep 1; done",
@@ -168,13 +171,21 @@ fn a_pod_has_the_network_of_its_namespace() {
     });
     std::fs::write(bundle.rootfs().join("tmp/upload"), contents()).expect("upload");
 
-    begin(&bundle, id, "[hypervisor.qemu]\ndefault_vcpus = 2\n");
+    begin(&runtime, &bundle, id, "[hypervisor.qemu]\ndefault_vcpus = 2\n");
 
-    assert_eq!(inside(id, looks), outside);
-    assert!(inside(id, "ip neigh show nud permanent").contains("10.99.1.77 dev eth0 lladdr 02:00:00:00:77:77"));
-    assert_eq!(inside(id, "cat /proc/sys/net/ipv4/ping_group_range").trim(), "0\t4000");
-    assert_eq!(inside(id, "ls -d /sys/class/net/eth0/queues/rx-* | wc -l").trim(), "2");
-    let pid = runtime().state(id)["pid"].to_string();
+    assert_eq!(inside(&runtime, id, looks), outside);
+    assert!(
+        inside(&runtime, id, "ip neigh show nud permanent").contains("10.99.1.77 dev eth0 lladdr 02:00:00:00:77:77")
+    );
+    assert_eq!(
+        inside(&runtime, id, "cat /proc/sys/net/ipv4/ping_group_range").trim(),
+        "0\t4000"
+    );
+    assert_eq!(
+        inside(&runtime, id, "ls -d /sys/class/net/eth0/queues/rx-* | wc -l").trim(),
+        "2"
+    );
+    let pid = runtime.state(id)["pid"].to_string();
     assert_eq!(
         sh(lab(), &format!("stat -L -c %i /proc/{pid}/ns/net")),
         sh(lab(), &format!("stat -L -c %i {}", path.display())),
@@ -182,35 +193,41 @@ fn a_pod_has_the_network_of_its_namespace() {
     );
 
     for address in ["10.99.1.1", "10.99.2.1", "fd99:1::1", "fd99:2::1"] {
-        inside(id, &format!("ping -c 1 -W 5 {address}"));
+        inside(&runtime, id, &format!("ping -c 1 -W 5 {address}"));
     }
     let digest = sh(lab(), &format!("md5sum <{}/www/download", lab().scratch().display()));
-    let down = inside(id, "wget -q -O - http://10.99.1.1:8000/download | md5sum");
+    let down = inside(&runtime, id, "wget -q -O - http://10.99.1.1:8000/download | md5sum");
     assert_eq!(down, digest, "host to pod");
     for address in ["10.99.1.10", "10.99.2.10", "10.99.1.110", "fd99:1::10"] {
         assert_eq!(fetch(address, "upload"), digest, "pod to host over {address}");
     }
-    let events = runtime().verb("events").args(["--stats", id]).run().ok().json();
+    let events = runtime.verb("events").args(["--stats", id]).run().ok().json();
     let interfaces = events["data"]["network_interfaces"].as_array().expect("interfaces");
     let names: Vec<&str> = interfaces.iter().filter_map(|one| one["Name"].as_str()).collect();
     assert_eq!(names, ["eth0", "net1"]);
     assert!(interfaces[0]["RxBytes"].as_u64() > Some(3_000_000) && interfaces[0]["TxBytes"].as_u64() > Some(3_000_000));
 
-    runtime().delete_force(id).ok();
+    runtime.delete_force(id).ok();
     assert_eq!(traces(id), before);
 }
 
 #[test]
 fn killed_sandboxes_leave_nothing_in_the_namespace() {
+    let runtime = runtime();
     for (id, number, model) in [("killed-tc", 20, "tcfilter"), ("killed-mv", 21, "macvtap")] {
         let path = namespace(id, number, 1);
         let before = traces(id);
-        let bundle = bundle(id, Some(&path), KEEPS_RUNNING);
-        create(&bundle, id, &format!("[runtime]\ninternetworking_model = {model:?}\n"));
+        let bundle = bundle(lab(), id, Some(&path), KEEPS_RUNNING);
+        create(
+            &runtime,
+            &bundle,
+            id,
+            &format!("[runtime]\ninternetworking_model = {model:?}\n"),
+        );
         assert_ne!(traces(id), before);
 
         pids::kill_part(lab(), id, Part::Shim);
-        runtime().delete_force(id).ok();
+        runtime.delete_force(id).ok();
 
         assert_eq!(traces(id), before, "{model}");
     }
@@ -218,32 +235,35 @@ fn killed_sandboxes_leave_nothing_in_the_namespace() {
 
 #[test]
 fn a_pod_in_a_microvm_reaches_the_world_over_macvtaps() {
+    let runtime = runtime();
     let id = "macvtap";
     let path = namespace(id, 30, 1);
     let before = traces(id);
     let mac = sh(lab(), "ip netns exec macvtap cat /sys/class/net/eth0/address");
-    let bundle = bundle(id, Some(&path), KEEPS_RUNNING);
+    let bundle = bundle(lab(), id, Some(&path), KEEPS_RUNNING);
 
     begin(
+        &runtime,
         &bundle,
         id,
         "[hypervisor.qemu]\nmachine_type = \"microvm\"\nnetwork_queues = 2\n[runtime]\ninternetworking_model = \"macvtap\"\n",
     );
 
-    assert_eq!(inside(id, "cat /sys/class/net/eth0/address"), mac);
-    inside(id, "ping -c 1 -W 5 10.99.1.1; ping -c 1 -W 5 fd99:1::1");
-    let size = inside(id, "wget -q -O - http://10.99.1.1:8000/download | wc -c");
+    assert_eq!(inside(&runtime, id, "cat /sys/class/net/eth0/address"), mac);
+    inside(&runtime, id, "ping -c 1 -W 5 10.99.1.1; ping -c 1 -W 5 fd99:1::1");
+    let size = inside(&runtime, id, "wget -q -O - http://10.99.1.1:8000/download | wc -c");
     assert_eq!(size.trim(), "3200000");
-    runtime().delete_force(id).ok();
+    runtime.delete_force(id).ok();
     assert_eq!(traces(id), before);
 }
 
 #[test]
 fn links_that_come_between_create_and_start_are_found() {
+    let runtime = runtime();
     let id = "late";
-    let bundle = bundle(id, None, KEEPS_RUNNING);
-    create(&bundle, id, "");
-    let pid = runtime().state(id)["pid"].to_string();
+    let bundle = bundle(lab(), id, None, KEEPS_RUNNING);
+    create(&runtime, &bundle, id, "");
+    let pid = runtime.state(id)["pid"].to_string();
     let own = sh(lab(), "stat -L -c %i /proc/self/ns/net");
     assert_ne!(sh(lab(), &format!("stat -L -c %i /proc/{pid}/ns/net")), own);
 
@@ -262,60 +282,70 @@ fn links_that_come_between_create_and_start_are_found() {
             nsenter -t {pid} -n ip route add default via 10.99.1.1"
         ),
     );
-    runtime().start(id).ok();
+    runtime.start(id).ok();
 
-    assert!(inside(id, "ip -4 addr show dev eth2").contains("mtu 1480"));
-    inside(id, "ping -c 1 -W 5 10.99.1.1 && ping -c 1 -W 5 10.99.2.1");
-    assert!(inside(id, "ip route").contains("default via 10.99.1.1 dev eth1"));
-    runtime().delete_force(id).ok();
+    assert!(inside(&runtime, id, "ip -4 addr show dev eth2").contains("mtu 1480"));
+    inside(&runtime, id, "ping -c 1 -W 5 10.99.1.1 && ping -c 1 -W 5 10.99.2.1");
+    assert!(inside(&runtime, id, "ip route").contains("default via 10.99.1.1 dev eth1"));
+    runtime.delete_force(id).ok();
 }
 
 #[test]
 fn the_hosts_network_is_refused_before_anything_is_touched() {
-    let before = Snapshot::take(lab());
-    let links = sh(lab(), "ip -o link; ip addr; tc qdisc show");
+    // Of its own: what others do with their links is not to be seen in it.
+    let lab = Lab::open();
+    let runtime = Runtime::new(Kind::Kata, &lab);
+    let before = Snapshot::take(&lab);
+    let links = sh(&lab, "ip -o link; ip addr; tc qdisc show");
     let own = PathBuf::from("/proc/1/ns/net");
-    let without = bundle("host-a", None, "true").edit(|spec| {
+    let without = bundle(&lab, "host-a", None, "true").edit(|spec| {
         let namespaces = spec["linux"]["namespaces"].as_array_mut().expect("namespaces");
         namespaces.retain(|one| one["type"] != "network");
     });
-    for (id, bundle) in [("host-a", without), ("host-b", bundle("host-b", Some(&own), "true"))] {
-        let refused = runtime().create(&bundle, id).failed();
+    for (id, bundle) in [
+        ("host-a", without),
+        ("host-b", bundle(&lab, "host-b", Some(&own), "true")),
+    ] {
+        let refused = runtime.create(&bundle, id).failed();
         let refused = refused.complains("the host's network is asked for");
         refused.complains("a virtual machine cannot share it");
-        assert!(pids::of_sandbox(lab(), id).is_empty());
+        assert!(pids::of_sandbox(&lab, id).is_empty());
     }
     let missing = PathBuf::from("/run/netns/is-not-there");
-    let refused = runtime()
-        .create(&bundle("host-c", Some(&missing), "true"), "host-c")
+    let refused = runtime
+        .create(&bundle(&lab, "host-c", Some(&missing), "true"), "host-c")
         .failed();
     refused.complains("/run/netns/is-not-there");
 
-    assert_eq!(sh(lab(), "ip -o link; ip addr; tc qdisc show"), links);
-    before.expect_nothing_more(lab(), "three refusals");
+    assert_eq!(sh(&lab, "ip -o link; ip addr; tc qdisc show"), links);
+    before.expect_nothing_more(&lab, "three refusals");
 }
 
 /// Containers that ask for the host's network run, if the configuration says that they get none.
 #[test]
 fn without_a_network_there_is_loopback() {
+    // Of its own: what others do with their links is not to be seen in it.
+    let lab = Lab::open();
+    let runtime = Runtime::new(Kind::Kata, &lab);
     let id = "networkless";
-    let links = sh(lab(), "ip -o link");
-    let bundle = bundle(id, None, KEEPS_RUNNING).edit(|spec| {
+    let links = sh(&lab, "ip -o link");
+    let bundle = bundle(&lab, id, None, KEEPS_RUNNING).edit(|spec| {
         let namespaces = spec["linux"]["namespaces"].as_array_mut().expect("namespaces");
         namespaces.retain(|one| one["type"] != "network");
     });
 
     begin(
+        &runtime,
         &bundle,
         id,
         "[runtime]\ninternetworking_model = \"none\"\ndisable_new_netns = true\n",
     );
 
-    assert_eq!(inside(id, "ls /sys/class/net"), "lo\n");
-    inside(id, "ping -c 1 -W 5 127.0.0.1");
-    assert_eq!(sh(lab(), "ip -o link"), links);
-    runtime().delete_force(id).ok();
+    assert_eq!(inside(&runtime, id, "ls /sys/class/net"), "lo\n");
+    inside(&runtime, id, "ping -c 1 -W 5 127.0.0.1");
+    assert_eq!(sh(&lab, "ip -o link"), links);
+    runtime.delete_force(id).ok();
     wait::until("the pod is gone", Duration::from_secs(5), || {
-        pids::of_sandbox(lab(), id).is_empty()
+        pids::of_sandbox(&lab, id).is_empty()
     });
 }

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use kata_e2e::against_both;
 use kata_e2e::bundle::Bundle;
@@ -12,7 +13,8 @@ use kata_e2e::disk::LoopDevice;
 use kata_e2e::fixture::Shared;
 use kata_e2e::lab::Lab;
 use kata_e2e::program;
-use kata_e2e::runtime::Kind;
+use kata_e2e::runtime::{Kind, Runtime};
+use kata_e2e::wait;
 use serde_json::{Value, json};
 
 against_both!(
@@ -55,6 +57,33 @@ fn huge_pages_are_the_guests_own() {
     pod.run_spec("too-huge", "true", wanted(8192))
         .failed()
         .complains("wants 4096 huge pages of 2048 KiB, and the guest's memory has");
+}
+
+/// Engines complete files as `/etc/hosts` when the container's network is there, which may be after its create.
+#[test]
+fn a_file_that_changes_between_create_and_start_is_seen_whole() {
+    let lab = Lab::open();
+    let runtime = Runtime::new(Kind::Kata, &lab);
+    let hosts = lab.scratch().join("hosts");
+    fs::write(&hosts, "127.0.0.1 localhost\n").expect("hosts");
+    let bundle = Bundle::script(&lab, "late", "cat /etc/hosts").edit(|spec| {
+        let mount = json!({"destination": "/etc/hosts", "type": "bind", "source": hosts, "options": ["rbind", "rw"]});
+        spec["mounts"].as_array_mut().expect("mounts").push(mount);
+    });
+    let output = bundle.dir().join("stdout");
+    let create = runtime.verb("create").arg("--bundle").arg(bundle.dir()).arg("late");
+    create.run_into(&output, &bundle.dir().join("stderr")).ok();
+    fs::write(&hosts, "127.0.0.1 localhost\n10.0.0.2 late\n").expect("hosts");
+    runtime.start("late").ok();
+
+    wait::until("it has ended", Duration::from_secs(10), || {
+        runtime.state("late")["status"] == "stopped"
+    });
+    assert_eq!(
+        fs::read_to_string(&output).expect("output"),
+        "127.0.0.1 localhost\n10.0.0.2 late\n"
+    );
+    runtime.delete_force("late").ok();
 }
 
 fn containerd() -> &'static Containerd<'static> {

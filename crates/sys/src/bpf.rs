@@ -50,6 +50,9 @@ struct AttachAttributes {
     replace_bpf_fd: u32,
 }
 
+/// How often a program is loaded whose verification a signal interrupts.
+const ATTEMPTS: u32 = 10;
+
 /// Loads a program of type `kind`; the kernel verifies it.
 ///
 /// # Errors
@@ -64,11 +67,17 @@ pub(crate) fn load(kind: u32, attach_type: u32, instructions: &[Instruction]) ->
         expected_attach_type: attach_type,
         ..Default::default()
     };
-    // SAFETY: the pointers in the attributes point to the instructions (as many as said, laid out as bpf_insn) and to a
-    // terminated string; both live through the call, which only reads them.
-    let fd = unsafe { command(PROG_LOAD, &attributes) }?;
-    // SAFETY: the kernel has just given us this descriptor, and nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    for _ in 0..ATTEMPTS {
+        // SAFETY: the pointers in the attributes point to the instructions (as many as said, laid out as bpf_insn) and to a
+        // terminated string; both live through the call, which only reads them.
+        match unsafe { command(PROG_LOAD, &attributes) } {
+            // The verifier gives up when it sees a signal, as that of a child's end.
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
+            // SAFETY: the kernel has just given us this descriptor, and nobody else knows it.
+            loaded => return Ok(unsafe { OwnedFd::from_raw_fd(loaded?) }),
+        }
+    }
+    Err(io::Error::from_raw_os_error(libc::EAGAIN))
 }
 
 /// Gives a command to the kernel; answers the descriptor or zero that it answers.

@@ -12,6 +12,7 @@ pub mod process;
 pub mod pty;
 pub mod random;
 pub mod seccomp;
+pub mod statx;
 pub mod steering;
 pub mod terminal;
 pub mod tree;

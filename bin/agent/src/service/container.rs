@@ -1,6 +1,6 @@
 //! Containers: made, started, frozen, limited, taken away.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,11 +8,14 @@ use kata_jail::cgroup;
 use kata_jail::container::Container as Jail;
 use kata_jail::identity::Filter;
 use kata_jail::link::Word;
+use kata_jail::mounts::Options;
+use kata_sys::statx::refresh;
 use kata_wire::names;
 use kata_wire::proto::{CreateContainerRequest, CreateContainerResponse, Empty, UpdateRequest};
 
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use oci_spec::runtime::Spec;
 
 use super::refusal::Refusal;
 use super::{disk, driver, ids, memory, tree};
@@ -107,6 +110,7 @@ async fn make(pod: &Pod, request: &CreateContainerRequest) -> Result<Container, 
             phase: Phase::Created(link),
             init,
             execs: Default::default(),
+            bound: bound(&spec),
             _sockets: sockets,
         }),
         Err(refusal) => {
@@ -116,6 +120,13 @@ async fn make(pod: &Pod, request: &CreateContainerRequest) -> Result<Container, 
             Err(refusal)
         }
     }
+}
+
+/// The sources of binds.
+fn bound(spec: &Spec) -> Vec<PathBuf> {
+    let mounts = spec.mounts().iter().flatten();
+    let binds = mounts.filter(|mount| Options::read(mount).bind.is_some());
+    binds.filter_map(|mount| mount.source().clone()).collect()
 }
 
 /// Keeps the namespaces of the process for other containers to join, in place of those that were kept before.
@@ -146,19 +157,25 @@ pub(super) fn keep_namespaces(pid: u32) -> std::io::Result<()> {
 /// # Errors
 /// [`Refusal::State`] unless it is created and alive; [`Refusal::Internal`] with why the program was not executed.
 pub async fn start(pod: Arc<Pod>, id: String) -> Result<Empty, Refusal> {
-    let link = pod.with(|state| {
+    let (link, bound) = pod.with(|state| {
         let container = made(state.containers.get_mut(&id), &id)?;
         if container.init.ended().is_some() {
             return Err(Refusal::State(format!("container {id} has ended")));
         }
         match std::mem::replace(&mut container.phase, Phase::Starting) {
-            Phase::Created(link) => Ok(link),
+            Phase::Created(link) => Ok((link, std::mem::take(&mut container.bound))),
             other => {
                 container.phase = other;
                 Err(Refusal::State(format!("container {id} has been started already")))
             }
         }
     })?;
+    // Engines complete files as /etc/hosts between create and start.
+    for file in &bound {
+        if let Err(error) = refresh(file) {
+            tracing::warn!(id, file = %file.display(), "a bind's source: {error}");
+        }
+    }
     link.get_ref()
         .say(Word::Start)
         .map_err(|_| Refusal::State(format!("container {id} has ended")))?;
