@@ -262,6 +262,15 @@ fn links_that_come_between_create_and_start_are_found() {
     let runtime = runtime();
     let id = "late";
     let bundle = bundle(lab(), id, None, KEEPS_RUNNING);
+    // Somebody else's macvtaps have the numbers that this pod's taps will have, and with them the nodes in /dev.
+    sh(
+        lab(),
+        "set -e
+        ip netns add foreign
+        ip -n foreign link add veth0 index 20 type veth peer name veth1 index 21
+        for n in 2 3; do ip -n foreign link add link veth0 name macvtap$n index $n type macvtap; done
+        test -c /dev/tap2 -a -c /dev/tap3",
+    );
     create(&runtime, &bundle, id, "");
     let pid = runtime.state(id)["pid"].to_string();
     let own = sh(lab(), "stat -L -c %i /proc/self/ns/net");
@@ -288,6 +297,7 @@ fn links_that_come_between_create_and_start_are_found() {
     inside(&runtime, id, "ping -c 1 -W 5 10.99.1.1 && ping -c 1 -W 5 10.99.2.1");
     assert!(inside(&runtime, id, "ip route").contains("default via 10.99.1.1 dev eth1"));
     runtime.delete_force(id).ok();
+    sh(lab(), "ip netns del foreign");
 }
 
 #[test]

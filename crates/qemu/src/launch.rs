@@ -12,8 +12,9 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use kata_machine::{Exit, ExitWatch, MachineError};
+use kata_machine::{Exit, ExitWatch, MachineError, Wire};
 use kata_sys::process::{PidFd, die_with_parent, forbid_device_nodes, give_fds};
+use kata_sys::tun::open_tap;
 use nix::sys::signal::Signal;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::UnixStream;
@@ -237,9 +238,15 @@ fn socket_pair(what: &str) -> Result<(UnixStream, OwnedFd), MachineError> {
 
 fn open_nodes(nodes: &[Node]) -> Result<Vec<(File, RawFd)>, MachineError> {
     let open = |node: &Node| {
-        let file = File::options().read(true).write(true).open(&node.path);
-        let file = file.map_err(|source| MachineError::Host {
-            what: format!("cannot open {} for QEMU", node.path.display()),
+        let (name, opened) = match &node.wire {
+            Wire::Tap { name } => (name.clone(), open_tap(name, node.several)),
+            Wire::Macvtap { node } => {
+                let opened = File::options().read(true).write(true).open(node);
+                (node.display().to_string(), opened)
+            }
+        };
+        let file = opened.map_err(|source| MachineError::Host {
+            what: format!("cannot open {name} for QEMU"),
             source,
         })?;
         Ok((file, node.number))

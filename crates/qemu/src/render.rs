@@ -7,7 +7,7 @@
 //! to wait for or to leave behind, and nobody else can reach the control socket.
 
 use std::os::fd::RawFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use kata_machine::{Accelerator, Channel, Device, MachineError, MachineSpec, MemoryBacking, MemoryGrowth, Wire};
 use kata_netlink::Mac;
@@ -275,41 +275,23 @@ fn add_device(
             );
             line.add("-device", board.virtio("virtio-rng", &format!("rng=rng{index}")));
         }
-        Device::Nic {
-            wire,
-            mac,
-            queues,
-            vhost,
-        } => {
+        Device::Nic { mac, queues, vhost, .. } => {
             let queues = (*queues).max(1);
-            line.add("-netdev", netdev(index, wire, queues, *vhost, nodes));
+            line.add("-netdev", netdev(index, queues, *vhost, nodes));
             line.add("-device", board.virtio("virtio-net", &nic(board, index, *mac, queues)));
         }
     }
     Ok(())
 }
 
-/// The host's end of a network interface. QEMU opens taps by their name; macvtaps it gets open.
-fn netdev(index: usize, wire: &Wire, queues: u32, vhost: bool, nodes: &mut impl Iterator<Item = Node>) -> String {
+/// The host's end of a network interface. QEMU gets it open: asked for a tap by its name, it takes whatever macvtap of the
+/// host, another pod's too, has the number that the tap has in this namespace.
+fn netdev(index: usize, queues: u32, vhost: bool, nodes: &mut impl Iterator<Item = Node>) -> String {
     let vhost = if vhost { "on" } else { "off" };
-    let end = match wire {
-        Wire::Tap { name } => {
-            let name = escape(name);
-            let several = if queues > 1 {
-                format!(",queues={queues}")
-            } else {
-                String::new()
-            };
-            format!("ifname={name},script=no,downscript=no{several}")
-        }
-        Wire::Macvtap { .. } => {
-            let take = usize::try_from(queues).unwrap_or(usize::MAX);
-            let numbers: Vec<String> = nodes.by_ref().take(take).map(|node| node.number.to_string()).collect();
-            let option = if queues > 1 { "fds" } else { "fd" };
-            format!("{option}={}", numbers.join(":"))
-        }
-    };
-    format!("tap,id=net{index},{end},vhost={vhost}")
+    let take = usize::try_from(queues).unwrap_or(usize::MAX);
+    let numbers: Vec<String> = nodes.by_ref().take(take).map(|node| node.number.to_string()).collect();
+    let option = if queues > 1 { "fds" } else { "fd" };
+    format!("tap,id=net{index},{option}={},vhost={vhost}", numbers.join(":"))
 }
 
 /// The guest's end. It boots from nothing, so it needs no firmware of its own. Its cable is always plugged in: a guest that
@@ -329,10 +311,12 @@ fn nic(board: &Board, index: usize, mac: Mac, queues: u32) -> String {
     options
 }
 
-/// A file that QEMU finds open.
+/// A queue of a network interface, which QEMU finds open.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Node {
-    pub path: PathBuf,
+    pub wire: Wire,
+    /// Whether the interface has others.
+    pub several: bool,
     /// As QEMU sees it.
     pub number: RawFd,
 }
@@ -340,20 +324,20 @@ pub(crate) struct Node {
 /// The number of the first of [`nodes`]; below are stdio and what a C library may want early.
 const FIRST_NODE: RawFd = 10;
 
-/// The files that QEMU must find open, in the order in which the command line names them: a macvtap once for each queue.
+/// What QEMU must find open, in the order in which the command line names it: each interface once for each queue.
 pub(crate) fn nodes(spec: &MachineSpec) -> Vec<Node> {
-    let paths = spec.devices.iter().flat_map(|device| match device {
-        Device::Nic {
-            wire: Wire::Macvtap { node },
-            queues,
-            ..
-        } => vec![node; usize::try_from((*queues).max(1)).unwrap_or(1)],
+    let queues = spec.devices.iter().flat_map(|device| match device {
+        Device::Nic { wire, queues, .. } => {
+            let count = (*queues).max(1);
+            vec![(wire, count > 1); usize::try_from(count).unwrap_or(1)]
+        }
         _ => Vec::new(),
     });
-    let numbered = paths.zip(FIRST_NODE..);
+    let numbered = queues.zip(FIRST_NODE..);
     numbered
-        .map(|(path, number)| Node {
-            path: path.clone(),
+        .map(|((wire, several), number)| Node {
+            wire: wire.clone(),
+            several,
             number,
         })
         .collect()

@@ -11,13 +11,30 @@ const SET_PERSISTENT: libc::c_ulong = 0x4004_54cb;
 /// `IFF_TUN_EXCL`: fail if there is one of this name.
 const EXCLUSIVE: libc::c_int = 0x8000;
 
-/// Makes a tap in the network namespace of the calling thread. It stays until it is removed as a link; whoever opens
-/// `/dev/net/tun` under its name holds its other end. With `multi_queue` several descriptors may, each a queue.
+/// Makes a tap in the network namespace of the calling thread. It stays until it is removed as a link; whoever opens it holds
+/// its other end. With `multi_queue` several may, each a queue.
 ///
 /// # Errors
 /// `EBUSY` when there is a link of this name, `InvalidInput` for a name that is empty or has more than 15 bytes; what
 /// opening `/dev/net/tun` failed with.
 pub fn make_tap(name: &str, multi_queue: bool) -> io::Result<()> {
+    let device = attach(name, multi_queue, EXCLUSIVE)?;
+    // SAFETY: takes integers only.
+    if unsafe { libc::ioctl(device.as_raw_fd(), SET_PERSISTENT, 1 as libc::c_ulong) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// The other end of a tap, or of one more of its queues, that [`make_tap`] has made with the same `multi_queue`.
+///
+/// # Errors
+/// As [`make_tap`]; `EBUSY` when somebody holds it, `EINVAL` when the link is no such tap.
+pub fn open_tap(name: &str, multi_queue: bool) -> io::Result<File> {
+    attach(name, multi_queue, 0)
+}
+
+fn attach(name: &str, multi_queue: bool, more: libc::c_int) -> io::Result<File> {
     if name.is_empty() || name.len() >= libc::IFNAMSIZ {
         return Err(io::ErrorKind::InvalidInput.into());
     }
@@ -27,7 +44,7 @@ pub fn make_tap(name: &str, multi_queue: bool) -> io::Result<()> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;
     }
-    let mut flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | EXCLUSIVE;
+    let mut flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | more;
     if multi_queue {
         flags |= libc::IFF_MULTI_QUEUE;
     }
@@ -36,9 +53,5 @@ pub fn make_tap(name: &str, multi_queue: bool) -> io::Result<()> {
     if unsafe { libc::ioctl(device.as_raw_fd(), SET_INTERFACE, &raw mut request) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: takes integers only.
-    if unsafe { libc::ioctl(device.as_raw_fd(), SET_PERSISTENT, 1 as libc::c_ulong) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
+    Ok(device)
 }

@@ -227,14 +227,13 @@ fn network_interfaces_on_every_bus() {
     let macvtap = || Wire::Macvtap {
         node: "/run/p,1".into(),
     };
-    let by_name = "tap,id=net0,ifname=tap0_kata,script=no,downscript=no";
     for (machine_type, wire, queues, vhost, netdev, device) in [
         (
             "q35",
             tap(),
             1,
             false,
-            format!("{by_name},vhost=off"),
+            "tap,id=net0,fd=10,vhost=off",
             "virtio-net-pci,netdev=net0,mac=02:00:00:00:00:01,status=off,guest_announce=off,romfile=",
         ),
         (
@@ -242,7 +241,7 @@ fn network_interfaces_on_every_bus() {
             tap(),
             2,
             true,
-            format!("{by_name},queues=2,vhost=on"),
+            "tap,id=net0,fds=10:11,vhost=on",
             "virtio-net-pci,netdev=net0,mac=02:00:00:00:00:01,status=off,guest_announce=off,romfile=,mq=on,vectors=6",
         ),
         (
@@ -250,7 +249,7 @@ fn network_interfaces_on_every_bus() {
             tap(),
             2,
             false,
-            format!("{by_name},queues=2,vhost=off"),
+            "tap,id=net0,fds=10:11,vhost=off",
             "virtio-net-device,netdev=net0,mac=02:00:00:00:00:01,status=off,guest_announce=off,mq=on",
         ),
         (
@@ -258,7 +257,7 @@ fn network_interfaces_on_every_bus() {
             macvtap(),
             1,
             false,
-            "tap,id=net0,fd=10,vhost=off".into(),
+            "tap,id=net0,fd=10,vhost=off",
             "virtio-net-pci,netdev=net0,mac=02:00:00:00:00:01,status=off,guest_announce=off,romfile=",
         ),
         (
@@ -266,7 +265,7 @@ fn network_interfaces_on_every_bus() {
             macvtap(),
             3,
             false,
-            "tap,id=net0,fds=10:11:12,vhost=off".into(),
+            "tap,id=net0,fds=10:11:12,vhost=off",
             "virtio-net-pci,netdev=net0,mac=02:00:00:00:00:01,status=off,guest_announce=off,romfile=,mq=on,vectors=8",
         ),
     ] {
@@ -289,22 +288,29 @@ fn network_interfaces_on_every_bus() {
 }
 
 #[test]
-fn every_queue_of_every_macvtap_has_its_own_number() {
-    let nic = |node: &str, queues| Device::Nic {
-        wire: Wire::Macvtap { node: node.into() },
+fn every_queue_of_every_interface_has_its_own_number() {
+    let nic = |wire: &Wire, queues| Device::Nic {
+        wire: wire.clone(),
         mac: Mac([2, 0, 0, 0, 0, 1]),
         queues,
         vhost: false,
     };
+    let (macvtap, tap) = (Wire::Macvtap { node: "/a".into() }, Wire::Tap { name: "b".into() });
     let spec = MachineSpec {
-        devices: vec![nic("/a", 2), nic("/b", 1)],
+        devices: vec![nic(&macvtap, 2), nic(&tap, 1)],
         ..spec()
     };
-    let nodes: Vec<(String, i32)> = nodes(&spec)
-        .into_iter()
-        .map(|node| (node.path.display().to_string(), node.number))
-        .collect();
-    assert_eq!(nodes, [("/a".into(), 10), ("/a".into(), 11), ("/b".into(), 12)]);
+    let node = |wire: &Wire, several, number| Node {
+        wire: wire.clone(),
+        several,
+        number,
+    };
+    let expected = [
+        node(&macvtap, true, 10),
+        node(&macvtap, true, 11),
+        node(&tap, false, 12),
+    ];
+    assert_eq!(nodes(&spec), expected);
     let line = command_line(&spec, None).expect("expressible").join(" ");
     assert!(line.contains("fds=10:11") && line.contains("fd=12"), "{line}");
 }
