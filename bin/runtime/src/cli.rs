@@ -130,6 +130,8 @@ pub enum Verb {
     Start(cmd::start::Args),
     /// Print the state of a container
     State(cmd::state::Args),
+    /// Print where the time of a sandbox's start went
+    Trace(cmd::trace::Args),
     /// Change the limits of a container
     Update(cmd::update::Args),
     /// Print the version
@@ -169,6 +171,7 @@ impl Cli {
             Some(Verb::StandIn(args)) => cmd::stand_in::run(args, globals),
             Some(Verb::Start(args)) => cmd::start::run(args, globals),
             Some(Verb::State(args)) => cmd::state::run(args, globals),
+            Some(Verb::Trace(args)) => cmd::trace::run(args, globals),
             Some(Verb::Update(args)) => cmd::update::run(args, globals),
             Some(Verb::Version(args)) => cmd::version::run(args, globals),
             None => anyhow::bail!("no verb given; `kata-runtime --help` lists them"),

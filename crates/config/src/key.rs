@@ -80,6 +80,12 @@ pub(crate) const KEYS: &[Key] = &[
     key!(QEMU, "memory_slots", qemu.memory_slots, |value| value
         .number("slots", 0, 256)),
     key!(QEMU, "enable_virtio_mem", qemu.enable_virtio_mem, Value::boolean),
+    key!(
+        QEMU,
+        "reclaim_guest_freed_memory",
+        qemu.reclaim_guest_freed_memory,
+        Value::boolean
+    ),
     key!(QEMU, "shared_fs", qemu.shared_fs, read_shared_fs, |kind: &Option<
         SharedFs,
     >| {

@@ -55,7 +55,6 @@ const KEYS_NOT_YET: &[(&str, &[(&str, &str)])] = &[
             ("guest_swap_path", "\"/run/kata-containers/swap\""),
             ("guest_swap_size_percent", "100"),
             ("guest_swap_create_threshold_secs", "60"),
-            ("reclaim_guest_freed_memory", "false"),
             ("overhead_vcpus", "?"),
             ("overhead_memory", "?"),
             ("default_bridges", "1"),

@@ -53,6 +53,8 @@ pub struct Qemu {
     pub memory_slots: u32,
     /// Memory is added, and taken back, by a virtio-mem device instead of memory devices.
     pub enable_virtio_mem: bool,
+    /// What the guest has used and freed goes back to the host.
+    pub reclaim_guest_freed_memory: bool,
     /// How the guest sees the host's directories; `None` is virtio-fs where its daemon is installed, else virtio-9p.
     pub shared_fs: Option<SharedFs>,
     /// The virtio-fs daemon.
@@ -280,6 +282,7 @@ impl Default for Qemu {
             default_maxmemory: None,
             memory_slots: 10,
             enable_virtio_mem: false,
+            reclaim_guest_freed_memory: false,
             shared_fs: None,
             virtio_fs_daemon: None,
             valid_virtio_fs_daemon_paths: Vec::new(),

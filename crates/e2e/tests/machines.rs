@@ -8,7 +8,9 @@ use kata_e2e::bundle::Bundle;
 use kata_e2e::command::Cmd;
 use kata_e2e::fixture::Shared;
 use kata_e2e::lab::Lab;
-use kata_e2e::places;
+use kata_e2e::pids::{self, Part};
+use kata_e2e::runtime::{Kind, Runtime};
+use kata_e2e::{places, wait};
 
 fn lab() -> &'static Lab {
     static LAB: Shared<Lab> = Shared::new();
@@ -83,6 +85,60 @@ fn another_kernel_of_the_distribution() {
 fn a_microvm() {
     let said = run_with("micro", "[hypervisor.qemu]\nmachine_type = \"microvm\"\n");
     assert!(said.contains(" / virtiofs "), "{said}");
+}
+
+/// MiB of its guest's memory that a machine holds.
+fn held(id: &str) -> u64 {
+    let vmm = pids::of_part(lab(), id, Part::Vmm)[0];
+    let status = std::fs::read_to_string(lab().outside(format!("/proc/{vmm}/status"))).expect("the VMM");
+    let shared = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssShmem:"))
+        .expect("RssShmem");
+    shared.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") / 1024
+}
+
+#[test]
+fn memory_that_the_guest_frees_goes_back_and_a_start_is_traced() {
+    let id = "reclaims";
+    let runtime = Runtime::new(Kind::Kata, lab());
+    let bundle = Bundle::script(lab(), id, "sleep 1000 & wait");
+    let file = bundle.dir().join("kata.toml");
+    std::fs::write(&file, "[hypervisor.qemu]\nreclaim_guest_freed_memory = true\n").expect("configuration");
+    let create = runtime.program().arg("--kata-config").arg(&file);
+    let create = create
+        .args(["--root", "/run/e2e-oci", "create", "--bundle"])
+        .arg(bundle.dir())
+        .arg(id);
+    create
+        .run_into(&bundle.dir().join("stdout"), &bundle.dir().join("stderr"))
+        .ok();
+    runtime.start(id).ok();
+    let trace = |format: &str| runtime.verb("trace").args(["--format", format, id]).run().ok();
+    trace("table")
+        .says("boot the guest's kernel")
+        .says("start the container");
+    let told = trace("otlp").json();
+    let spans = told["resourceSpans"][0]["scopeSpans"][0]["spans"]
+        .as_array()
+        .expect("spans");
+    assert!(
+        spans.len() > 4 && spans[1]["parentSpanId"] == spans[0]["spanId"],
+        "{told}"
+    );
+    runtime
+        .verb("trace")
+        .arg("nobody")
+        .run()
+        .failed()
+        .complains("no container and no sandbox has the id \"nobody\"");
+
+    let fill = runtime.exec(id, "dd if=/dev/zero of=/dev/shm/large bs=1M count=50 2>/dev/null");
+    fill.run().ok();
+    let full = held(id);
+    runtime.exec(id, "rm /dev/shm/large").run().ok();
+    wait::until("most of it is back", Duration::from_secs(30), || held(id) + 40 < full);
+    runtime.delete_force(id).ok();
 }
 
 #[test]

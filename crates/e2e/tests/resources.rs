@@ -265,6 +265,7 @@ fn a_pod_is_configured_by_annotations_and_grows_with_its_members() {
             "member",
             "cat /bin/busybox /bin/busybox | wc -c; dd if=/dev/zero of=/file bs=1M count=64 2>/dev/null; wc -c </file",
         )
+        .limit(Duration::from_secs(180))
         .run()
         .ok()
         .says("67108864");

@@ -27,6 +27,8 @@ pub enum Device {
     },
     /// What disks are attached to while the machine runs ([`crate::Disk`]).
     DiskController,
+    /// Gives back what the guest does not use any more (virtio-balloon with free page reporting).
+    Balloon,
     /// Entropy from a file of the host.
     Rng {
         /// `/dev/urandom` or the like.

@@ -81,6 +81,9 @@ pub fn pod(id: &str, bundle: &Bundle, config: &Config, facts: &Facts) -> Result<
         },
         Device::DiskController,
     ];
+    if config.qemu.reclaim_guest_freed_memory {
+        devices.push(Device::Balloon);
+    }
     devices.extend(network.devices(config, facts));
     let machine = MachineSpec {
         id: id.into(),

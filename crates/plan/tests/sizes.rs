@@ -5,7 +5,7 @@
 mod support;
 
 use kata_config::{Config, CpuCount};
-use kata_machine::{Accelerator, Growth, MemoryGrowth, Size};
+use kata_machine::{Accelerator, Device, Growth, MemoryGrowth, Size};
 use kata_plan::{Demand, Facts, PlanError, PodPlan};
 use serde_json::{Value, json};
 
@@ -234,6 +234,19 @@ fn the_configuration_bounds_growth() {
     let virtio = configured(|config| config.qemu.enable_virtio_mem = true);
     let growth = plan(&large, &virtio).unwrap().machine.growth.unwrap();
     assert_eq!((growth.memory, growth.memory_mib), (MemoryGrowth::Virtio, 8192));
+}
+
+#[test]
+fn memory_goes_back_by_a_balloon() {
+    let has_balloon = |config: &Config| {
+        let plan = plan(&alone(json!({})), config).unwrap();
+        plan.machine.devices.contains(&Device::Balloon)
+    };
+    assert!(!has_balloon(&configured(|_| {})));
+    assert!(has_balloon(&configured(|config| config
+        .qemu
+        .reclaim_guest_freed_memory =
+        true)));
 }
 
 #[test]

@@ -268,6 +268,7 @@ fn add_device(
         }
         // The guest gets its driver when it gets its first disk.
         Device::DiskController => line.add("-device", board.virtio("virtio-scsi", "id=scsi")),
+        Device::Balloon => line.add("-device", board.virtio("virtio-balloon", "free-page-reporting=on")),
         Device::Rng { source } => {
             line.add(
                 "-object",

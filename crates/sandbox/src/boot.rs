@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use kata_agent_client::{Agent, connect};
 use kata_cgroup::{Groups, Part};
-use kata_machine::Machine;
+use kata_machine::{Device, Machine};
 use kata_plan::{GuestMount, PodPlan, SharePlan};
 use kata_storage::namespace;
 use kata_storage::share::FileServer;
@@ -302,6 +302,7 @@ fn set_up_request(plan: &PodPlan) -> proto::SetupRequest {
         shares: share.into_iter().collect(),
         hostname: plan.hostname.clone(),
         network: Some(network::for_guest(&plan.network.nics)).into(),
+        balloon: plan.machine.devices.contains(&Device::Balloon),
         ..Default::default()
     }
 }

@@ -68,6 +68,16 @@ fn mount_one(memory: &Memory) -> Result<(), Refusal> {
 pub fn set_aside(id: &str, huge_pages: &[HugePages]) -> Result<(), Refusal> {
     for HugePages { page_kib, pages, .. } in huge_pages {
         let failed = |error: io::Error| Refusal::Internal(format!("huge pages of {page_kib} KiB: {error}"));
+        let too_many = |has: u64| {
+            Refusal::Internal(format!(
+                "container {id} wants {pages} huge pages of {page_kib} KiB, and the guest's memory has {has} of them"
+            ))
+        };
+        // The kernel looks for pages for long, and this process with it, before it gives up.
+        let room = memory_kib().map_err(failed)? / (*page_kib).max(1);
+        if *pages > room {
+            return Err(too_many(room));
+        }
         let (pool, note) = (pool(*page_kib), note(id, *page_kib));
         let before = read(&pool).map_err(failed)?;
         let wanted = before.saturating_add(*pages);
@@ -77,11 +87,7 @@ pub fn set_aside(id: &str, huge_pages: &[HugePages]) -> Result<(), Refusal> {
         DirBuilder::new().recursive(true).create(directory).map_err(failed)?;
         fs::write(&note, now.saturating_sub(before).to_string()).map_err(failed)?;
         if now < wanted {
-            let got = now.saturating_sub(before);
-            let message = format!(
-                "container {id} wants {pages} huge pages of {page_kib} KiB, and the guest's memory has {got} of them"
-            );
-            return Err(Refusal::Internal(message));
+            return Err(too_many(now.saturating_sub(before)));
         }
     }
     Ok(())
@@ -100,6 +106,14 @@ pub fn give_back(id: &str) {
         }
     }
     let _ = fs::remove_dir_all(directory);
+}
+
+/// All of the guest's memory, KiB.
+fn memory_kib() -> io::Result<u64> {
+    let text = fs::read_to_string("/proc/meminfo")?;
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let number = total.and_then(|rest| rest.split_whitespace().next()?.parse().ok());
+    number.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 fn pool(page_kib: u64) -> PathBuf {

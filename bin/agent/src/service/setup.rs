@@ -30,6 +30,11 @@ pub fn setup(pod: &Pod, request: &SetupRequest) -> Result<SetupResponse, Refusal
     for share in &request.shares {
         mount_share(pod, share)?;
     }
+    if request.balloon {
+        pod.modules
+            .load("virtio_balloon")
+            .map_err(|error| failed("give memory back", &error))?;
+    }
     if let Some(network) = request.network.as_ref() {
         super::network::make(pod, network)?;
     }

@@ -19,5 +19,6 @@ pub mod spec;
 pub mod stand_in;
 pub mod start;
 pub mod state;
+pub mod trace;
 pub mod update;
 pub mod version;

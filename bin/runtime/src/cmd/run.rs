@@ -4,9 +4,10 @@ use std::os::fd::AsFd;
 use std::process::ExitCode;
 
 use anyhow::bail;
-use kata_sandbox::timeline::{Span, Timeline};
+use kata_sandbox::timeline::Trace;
 
 use crate::cli::Globals;
+use crate::cmd::trace;
 use crate::container::client::{self, block_on};
 use crate::container::console::{self, Raw};
 use crate::container::creation::{self, Created, or_bury};
@@ -48,7 +49,7 @@ pub fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         }
         let code = or_bury(foreground(created, &args).await, &home).await?;
         let spans = if args.trace {
-            Timeline::read(&home).unwrap_or_default()
+            Trace::read(&home).unwrap_or_default().spans
         } else {
             Vec::new()
         };
@@ -57,7 +58,7 @@ pub fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
         {
             removal::remove(&found, true).await?;
         }
-        eprint!("{}", table(&spans));
+        eprint!("{}", trace::table(&spans));
         Ok(ExitCode::from(code))
     })
 }
@@ -80,20 +81,4 @@ async fn foreground(created: Created, args: &Args) -> anyhow::Result<u8> {
         terminal: own_terminal,
     };
     relay.run(async move { connection.start("").await }).await
-}
-
-/// Phases of a start, one a line: when it began and how long it took, in milliseconds.
-fn table(spans: &[Span]) -> String {
-    spans
-        .iter()
-        .map(|span| {
-            let millis = |usecs: u64| format!("{}.{} ms", usecs / 1000, usecs % 1000 / 100);
-            format!(
-                "{:>12}  {:>12}  {}\n",
-                millis(span.from_usecs),
-                millis(span.took_usecs),
-                span.name
-            )
-        })
-        .collect()
 }

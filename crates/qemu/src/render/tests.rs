@@ -94,6 +94,7 @@ fn a_microvm_with_a_shared_file_system() {
                 queue_size: 1024,
             },
             Device::DiskController,
+            Device::Balloon,
             Device::Rng {
                 source: "/dev/urandom".into(),
             },
