@@ -137,7 +137,8 @@ fn memory_that_the_guest_frees_goes_back_and_a_start_is_traced() {
     fill.run().ok();
     let full = held(id);
     runtime.exec(id, "rm /dev/shm/large").run().ok();
-    wait::until("most of it is back", Duration::from_secs(30), || held(id) + 40 < full);
+    // In blocks of 2 MiB: pages that are used keep their neighbours.
+    wait::until("most of it is back", Duration::from_secs(30), || held(id) + 30 < full);
     runtime.delete_force(id).ok();
 }
 
