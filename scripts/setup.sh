@@ -18,7 +18,10 @@ test_packages=(
     containerd runc crun podman conmon containernetworking-plugins
     iptables iproute2 jq hyperfine strace musl-tools procps psmisc cpio util-linux e2fsprogs mount
     libdevmapper1.02.1  # Docker's daemon is linked with it
+    debootstrap  # the root file system of real programs
 )
+# What the root file system of real programs holds besides Debian's smallest set.
+root_packages=(redis-server redis-tools nginx-light iperf3)
 # Engines that are unpacked beside the machine, not installed: newer ones than its own, and daemons that it is not to run.
 # FOLDER SUITE PROGRAM PACKAGE…; RELEASE stands for the machine's own suite.
 engines=(
@@ -173,6 +176,27 @@ unpack_engine() {
     mv "$root/root" "$tools/engines/$folder"
 }
 
+# Makes the root file system of real programs, anew when the list of its packages has changed. It appears when it is whole.
+make_debian_root() {
+    local root=$tools/debian list=${root_packages[*]} work codename suites mirror
+    [ "$(cat "$root/packages" 2>/dev/null)" != "$list" ] || return 0
+    [ "$(id -u)" = 0 ] || fail "must be run as root: it has to make a root file system in $root"
+    find_release
+    say "making a root file system with $list in $root (some minutes)"
+    rm -rf "$tools"/.debian.*
+    mkdir -p "$tools"
+    work=$(mktemp -d "$tools/.debian.XXXXXX")
+    chmod 755 "$work"
+    # In a mount namespace of its own: whatever debootstrap mounts goes with it.
+    quietly "make a root file system with debootstrap" unshare --mount --propagation private \
+        debootstrap --variant=minbase --include="${list// /,}" "$codename" "$work/root" "$mirror"
+    rm -rf "$work/root/usr/share/"{doc,info,locale,man} "$work/root/var/lib/apt/lists" "$work/root/var/cache/apt" \
+        "$work/root/debootstrap"
+    echo "$list" >"$work/packages"
+    rm -rf "$root"
+    mv "$work" "$root"
+}
+
 testing=
 case "${1:-}" in
 '') ;;
@@ -185,3 +209,4 @@ command -v cargo >/dev/null || fail "no cargo in PATH; install Rust 1.95 or newe
 install_packages
 install_virtiofsd
 [ -z "$testing" ] || unpack_engines
+[ -z "$testing" ] || make_debian_root

@@ -11,7 +11,7 @@ mod pod;
 mod stream;
 mod websocket;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -56,11 +56,7 @@ impl<'lab> Cri<'lab> {
         };
         let images = lab.scratch().join("images");
         for archive in [image::busybox(&images), image::pause(&images)] {
-            cri.containerd
-                .ctr(["-n", "k8s.io", "image", "import"])
-                .arg(archive)
-                .run()
-                .ok();
+            cri.import(&archive);
         }
         let ready = || {
             let status = cri.ask("Status", &json!({})).ok()?;
@@ -73,6 +69,16 @@ impl<'lab> Cri<'lab> {
         let up = crate::wait::eventually(Duration::from_secs(30), ready);
         assert!(up.is_some(), "CRI is not ready: {:?}", cri.ask("Status", &json!({})));
         cri
+    }
+
+    /// Gives it an image.
+    ///
+    /// # Panics
+    /// When it does not take it.
+    #[track_caller]
+    pub fn import(&self, archive: &Path) {
+        let import = self.containerd.ctr(["-n", "k8s.io", "image", "import"]);
+        import.arg(archive).run().ok();
     }
 
     /// The lab it runs in.

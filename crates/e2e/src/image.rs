@@ -16,15 +16,20 @@ pub const BUSYBOX: &str = "docker.io/library/busybox:1";
 /// The name under which the engines know the image of a pod's first container.
 pub const PAUSE: &str = "registry.local/e2e/pause:1";
 
+/// The name under which the engines know the image of Debian with real programs.
+pub const DEBIAN: &str = "registry.local/e2e/debian:1";
+
 /// Makes the archive of a busybox image, with everything it needs on the way, below `dir`.
 ///
 /// # Panics
 /// When a file cannot be written.
 pub fn busybox(dir: &Path) -> PathBuf {
     let dir = dir.join("busybox");
-    rootfs::make(&dir.join("rootfs"));
+    let root = dir.join("rootfs");
+    rootfs::make(&root);
     make(
         &dir,
+        &root,
         BUSYBOX,
         &json!({"Cmd": ["sh"], "Env": ["PATH=/bin"], "WorkingDir": "/"}),
     )
@@ -44,19 +49,35 @@ pub fn pause(dir: &Path) -> PathBuf {
     compiler.arg(root.join("pause")).arg(&source).run().ok();
     make(
         &dir,
+        &root,
         PAUSE,
         &json!({"Entrypoint": ["/pause"], "User": "65535:65535", "WorkingDir": "/"}),
     )
 }
 
-/// Packs `dir/rootfs` as an image with this name and configuration.
-fn make(dir: &Path, name: &str, process: &Value) -> PathBuf {
+/// Makes the archive of Debian with real programs below `dir`.
+///
+/// # Panics
+/// When the set-up has not made the root file system, or a file cannot be written.
+pub fn debian(dir: &Path) -> PathBuf {
+    let dir = dir.join("debian");
+    let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    make(
+        &dir,
+        &places::debian_root(),
+        DEBIAN,
+        &json!({"Cmd": ["bash"], "Env": [path], "WorkingDir": "/"}),
+    )
+}
+
+/// Packs `root` as an image with this name and configuration, below `dir`.
+fn make(dir: &Path, root: &Path, name: &str, process: &Value) -> PathBuf {
     let layout = dir.join("layout");
     let blobs = layout.join("blobs/sha256");
     fs::create_dir_all(&blobs).expect("blobs");
 
     let layer_tar = dir.join("layer.tar");
-    pack(&dir.join("rootfs"), &layer_tar);
+    pack(root, &layer_tar);
     let layer = store(&blobs, &fs::read(&layer_tar).expect("layer"));
     let config = json!({
         "architecture": "amd64", "os": "linux", "config": process,
@@ -89,7 +110,7 @@ fn make(dir: &Path, name: &str, process: &Value) -> PathBuf {
 }
 
 fn pack(dir: &Path, archive: &Path) {
-    let fixed = ["--sort=name", "--mtime=@0", "--owner=0", "--group=0", "--numeric-owner"];
+    let fixed = ["--sort=name", "--mtime=@0", "--numeric-owner"];
     Cmd::new("tar")
         .args(fixed)
         .arg("-C")

@@ -77,6 +77,21 @@ pub fn unpacked(engine: &str, program: &str) -> PathBuf {
     })
 }
 
+/// The root file system of a Debian with real programs, which the set-up has made.
+///
+/// # Panics
+/// When it is not there.
+#[track_caller]
+pub fn debian_root() -> PathBuf {
+    let root = PathBuf::from("/opt/kata-tools/debian/root");
+    assert!(
+        root.is_dir(),
+        "{} is not there: run `scripts/setup.sh --test`",
+        root.display()
+    );
+    root
+}
+
 /// The folder below which labs keep their files: on a real file system, and seen from inside and outside alike.
 pub fn scratch() -> PathBuf {
     let dir = workspace().join("target/e2e");

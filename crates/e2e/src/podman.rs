@@ -2,7 +2,7 @@
 //! pod's first container.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::command::Cmd;
 use crate::image;
@@ -37,9 +37,23 @@ impl<'lab> Podman<'lab> {
         fs::write(dir.join("containers.conf"), conf).expect("podman's configuration");
         let podman = Self { lab, kind, dir };
         for archive in [image::busybox(&podman.dir), image::pause(&podman.dir)] {
-            podman.podman(["load", "--quiet", "--input"]).arg(archive).run().ok();
+            podman.load(&archive);
         }
         podman
+    }
+
+    /// Gives it an image.
+    ///
+    /// # Panics
+    /// When it does not take it.
+    #[track_caller]
+    pub fn load(&self, archive: &Path) {
+        self.podman(["load", "--quiet", "--input"]).arg(archive).run().ok();
+    }
+
+    /// The folder of its files.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// The lab it runs in.
