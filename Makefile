@@ -2,7 +2,7 @@
 #
 #   make run      set the machine up, build everything, run a container in a VM
 #   make test     everything that must hold, from formatting to real engines with real VMs
-#   make bench    what it costs, beside runc
+#   make bench    what it costs, beside runc (BENCH_FLAGS, docs/performance.md)
 #   make install  PREFIX=/usr/local DESTDIR=
 
 PREFIX ?= /usr/local

@@ -67,6 +67,18 @@ impl Lab {
         }
     }
 
+    /// Opens a room whose machine-wide configuration of Kata is this.
+    ///
+    /// # Panics
+    /// As above.
+    pub fn configured(configuration: &str) -> Self {
+        let lab = Self::open();
+        let dir = lab.outside("/etc/kata-containers");
+        std::fs::create_dir_all(&dir).expect("the configuration's folder");
+        std::fs::write(dir.join("configuration.toml"), configuration).expect("the configuration");
+        lab
+    }
+
     /// The host's pid of the room's first process.
     pub fn anchor(&self) -> u32 {
         self.anchor

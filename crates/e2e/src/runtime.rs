@@ -11,7 +11,7 @@ use crate::lab::Lab;
 use crate::{places, wait};
 
 /// Which runtime.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// The reference implementation, without a VM.
     Runc,

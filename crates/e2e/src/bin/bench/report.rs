@@ -1,85 +1,71 @@
-//! The report: medians beside runc's, beside the original Kata's, and beside what is to be reached; as a table and JSON.
+//! The report: medians beside runc's, beside a reference, and beside what is to be reached; as a table and JSON.
 
 use std::fmt;
 use std::path::PathBuf;
 
 use kata_e2e::command::Cmd;
 use kata_e2e::places;
+use kata_e2e::runtime::Kind;
 use serde_json::{Value, json};
 
-use crate::measure::{Of, Samples, What};
-
-/// What a number is compared with: Kata 1.13 on the same kind of machine without KVM, and what is to be reached.
-struct Yardstick {
-    what: What,
-    of: Of,
-    name: &'static str,
-    unit: &'static str,
-    kata_1: Option<f64>,
-    target: Option<f64>,
-}
-
-const fn yardstick(what: What, of: Of, name: &'static str, kata_1: Option<f64>, target: Option<f64>) -> Yardstick {
-    let unit = if matches!(of, Of::Pss) { "MiB" } else { "s" };
-    Yardstick {
-        what,
-        of,
-        name,
-        unit,
-        kata_1,
-        target,
-    }
-}
-
-/// Half of Kata 1.13's CPU for a cold start, a tenth of its time for an exec, 8 MiB for the sandbox process.
-const YARDSTICKS: &[Yardstick] = &[
-    yardstick(
-        What::CtrRun,
-        Of::Wall,
-        "ctr run --rm busybox true, wall",
-        Some(8.6),
-        None,
-    ),
-    yardstick(
-        What::CtrRun,
-        Of::Cpu,
-        "ctr run --rm busybox true, CPU",
-        Some(7.4),
-        Some(3.7),
-    ),
-    yardstick(What::CliRun, Of::Wall, "run true, wall", None, None),
-    yardstick(What::CliRun, Of::Cpu, "run true, CPU", None, Some(3.7)),
-    yardstick(
-        What::CtrExec,
-        Of::Wall,
-        "ctr task exec true, wall",
-        Some(2.3),
-        Some(0.25),
-    ),
-    yardstick(What::CtrExec, Of::Cpu, "ctr task exec true, CPU", None, None),
-    yardstick(What::CliExec, Of::Wall, "exec true, wall", Some(2.3), Some(0.25)),
-    yardstick(What::CliExec, Of::Cpu, "exec true, CPU", None, None),
-    yardstick(
-        What::Memory("sandbox process"),
-        Of::Pss,
-        "sandbox process, PSS",
-        Some(22.0),
-        Some(8.0),
-    ),
-    yardstick(What::Memory("VMM"), Of::Pss, "VMM, PSS", None, None),
-    yardstick(What::Memory("virtiofsd"), Of::Pss, "virtiofsd, PSS", None, None),
-    yardstick(What::Memory("pod"), Of::Pss, "pod, PSS", Some(398.0), None),
-];
+use crate::files::RIVAL;
+use crate::floor;
+use crate::samples::Samples;
+use crate::yardstick::{Better, Bounds, Figure, YARDSTICKS, Yardstick};
 
 struct Row {
     yardstick: &'static Yardstick,
+    reference: Option<f64>,
+    target: Option<f64>,
     runc: Option<f64>,
     ours: Option<f64>,
+    /// Why there is no number of ours.
+    reason: Option<String>,
 }
 
 impl Row {
+    fn of(yardstick: &'static Yardstick, samples: &Samples) -> Self {
+        let ours = figure(samples, yardstick.figure, Kind::Kata);
+        let reason = ours.is_none().then(|| samples.reason(yardstick.figure.series()));
+        let (reference, target) = match yardstick.bounds {
+            Bounds::Fixed { reference, target } => (reference, target),
+            Bounds::Rival => {
+                let rival = format!("{RIVAL}{}", yardstick.figure.series());
+                let reached = samples.quantile(&rival, Kind::Kata, 0.5);
+                (reached, reached)
+            }
+        };
+        Self {
+            yardstick,
+            reference,
+            target,
+            runc: figure(samples, yardstick.figure, Kind::Runc),
+            ours,
+            reason: reason.flatten().map(str::to_owned),
+        }
+    }
+
     fn ok(&self) -> Option<bool> {
-        Some(self.ours? <= self.yardstick.target?)
+        let (ours, target) = (self.ours?, self.target?);
+        Some(match self.yardstick.better {
+            Better::Less => ours <= target,
+            Better::More => ours >= target,
+        })
+    }
+
+    fn is_empty(&self) -> bool {
+        self.runc.is_none() && self.ours.is_none() && self.reason.is_none()
+    }
+}
+
+/// The number that a figure shows of what was measured of one kind.
+fn figure(samples: &Samples, figure: Figure, kind: Kind) -> Option<f64> {
+    let median = |series, kind| samples.quantile(series, kind, 0.5);
+    match figure {
+        Figure::Median(series) => median(series, kind),
+        Figure::P99(series) => samples.quantile(series, kind, 0.99),
+        Figure::Floors(series) => Some(median(series, kind)? / median(floor::COST.cpu, Kind::Kata)?),
+        Figure::TimesRunc(series) => Some(median(series, kind)? / median(series, Kind::Runc)?),
     }
 }
 
@@ -90,22 +76,12 @@ pub struct Report {
 }
 
 impl Report {
-    /// The medians of the samples.
+    /// What the samples come to. Rows of which nothing was measured are left out.
     pub fn of(samples: &Samples, rounds: usize) -> Self {
-        let middle = |yardstick: &Yardstick, ours: bool| {
-            samples
-                .get(&(yardstick.what, yardstick.of, ours))
-                .map(|values| median(values))
-        };
-        let row = |yardstick| Row {
-            yardstick,
-            runc: middle(yardstick, false),
-            ours: middle(yardstick, true),
-        };
-        let rows: Vec<Row> = YARDSTICKS.iter().map(row).collect();
+        let rows = YARDSTICKS.iter().map(|yardstick| Row::of(yardstick, samples));
         Self {
             host: host(rounds),
-            rows,
+            rows: rows.filter(|row| !row.is_empty()).collect(),
         }
     }
 
@@ -128,20 +104,19 @@ impl Report {
     }
 }
 
-/// One entry for ours and one for runc's, as far as they were measured.
+/// One entry for ours and one for runc's, as far as they were measured, or why ours was not.
 fn json_rows(row: &Row) -> Vec<Value> {
-    let Yardstick {
-        name,
-        unit,
-        kata_1,
-        target,
-        ..
-    } = row.yardstick;
-    let ours = row.ours.map(|value| {
-        json!({
-            "name": name, "value": round(value), "unit": unit,
-            "reference": kata_1, "runc": row.runc.map(round), "target": target, "ok": row.ok(),
-        })
+    let Yardstick { name, unit, .. } = row.yardstick;
+    let (reference, target) = (row.reference.map(round), row.target.map(round));
+    let ours = (row.ours.is_some() || row.reason.is_some()).then(|| {
+        let mut entry = json!({
+            "name": name, "value": row.ours.map(round), "unit": unit,
+            "reference": reference, "runc": row.runc.map(round), "target": target, "ok": row.ok(),
+        });
+        if let Some(reason) = &row.reason {
+            entry["reason"] = json!(reason);
+        }
+        entry
     });
     let runc = row.runc.map(|value| {
         let name = format!("runc: {name}");
@@ -152,47 +127,43 @@ fn json_rows(row: &Row) -> Vec<Value> {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let cell = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"));
         let (kernel, load) = (&self.host["kernel"], &self.host["load"]);
         let (cpus, accelerator) = (&self.host["cpus"], &self.host["accelerator"]);
         writeln!(
             f,
             "kernel {kernel}, {cpus} CPUs, accelerator {accelerator}, load {load}; medians"
         )?;
-        let heads = ["", "unit", "runc", "ours", "Kata 1.13", "target", ""];
-        let [name, unit, runc, ours, kata_1, target, verdict] = heads;
-        writeln!(
-            f,
-            "{name:34} {unit:4} {runc:>9} {ours:>9} {kata_1:>9} {target:>9} {verdict}"
-        )?;
+        line(f, ["", "unit", "runc", "ours", "reference", "target", ""])?;
         for row in &self.rows {
-            let Yardstick {
-                name,
-                unit,
-                kata_1,
-                target,
-                ..
-            } = row.yardstick;
+            let Yardstick { name, unit, better, .. } = row.yardstick;
             let verdict = row.ok().map_or("", |ok| if ok { "ok" } else { "MISSED" });
-            let (runc, ours, kata_1, target) = (cell(row.runc), cell(row.ours), cell(*kata_1), cell(*target));
-            writeln!(
-                f,
-                "{name:34} {unit:4} {runc:>9} {ours:>9} {kata_1:>9} {target:>9} {verdict}"
-            )?;
+            let bound = if *better == Better::Less { "≤" } else { "≥" };
+            let target = row
+                .target
+                .map_or_else(|| cell(None), |target| format!("{bound} {}", cell(Some(target))));
+            let (runc, ours, reference) = (cell(row.runc), cell(row.ours), cell(row.reference));
+            line(f, [name, unit, &runc, &ours, &reference, &target, verdict])?;
         }
-        Ok(())
+        let mut reasons: Vec<&String> = self.rows.iter().filter_map(|row| row.reason.as_ref()).collect();
+        reasons.dedup();
+        reasons.iter().try_for_each(|reason| writeln!(f, "-: {reason}"))
     }
 }
 
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    if sorted.len() % 2 == 1 {
-        sorted[middle]
-    } else {
-        (sorted[middle - 1] + sorted[middle]) / 2.0
-    }
+fn line(f: &mut fmt::Formatter<'_>, cells: [&str; 7]) -> fmt::Result {
+    let [name, unit, runc, ours, reference, target, verdict] = cells;
+    let text = format!("{name:48} {unit:6} {runc:>9} {ours:>9} {reference:>9} {target:>10} {verdict}");
+    writeln!(f, "{}", text.trim_end())
+}
+
+/// Three digits after the point, fewer where the number is large.
+fn cell(value: Option<f64>) -> String {
+    let digits = |value: f64| match value.abs() {
+        ..100.0 => 3,
+        ..1000.0 => 1,
+        _ => 0,
+    };
+    value.map_or_else(|| "-".to_owned(), |value| format!("{value:.*}", digits(value)))
 }
 
 fn round(value: f64) -> f64 {
