@@ -27,7 +27,7 @@ pub const TEMPLATE_RUN: Cost = Cost {
 /// Names of what is measured of a crowd, after what it is made of.
 #[derive(Debug, Clone, Copy)]
 pub struct Crowd {
-    /// Seconds until all run.
+    /// Seconds until all run, each.
     pub wall: &'static str,
     /// How much longer the last took than the first.
     pub growth: &'static str,
@@ -41,9 +41,23 @@ pub struct Crowd {
     pub idle: &'static str,
 }
 
+impl Crowd {
+    fn all(self) -> [&'static str; 6] {
+        let Self {
+            wall,
+            growth,
+            pss,
+            less,
+            pss_sandbox,
+            idle,
+        } = self;
+        [wall, growth, pss, less, pss_sandbox, idle]
+    }
+}
+
 /// Pods that boot; of runc, containers.
 pub const COLD: Crowd = Crowd {
-    wall: "cold pods, all run",
+    wall: "cold pods, all run, each",
     growth: "cold pods, last to first",
     pss: "cold pods, PSS",
     less: "cold pods, the host has less",
@@ -52,13 +66,19 @@ pub const COLD: Crowd = Crowd {
 };
 /// Clones.
 pub const CLONES: Crowd = Crowd {
-    wall: "clones, all run",
+    wall: "clones, all run, each",
     growth: "clones, last to first",
     pss: "clones, PSS",
     less: "clones, the host has less",
     pss_sandbox: "clones, sandbox process",
     idle: "clones, idle CPU",
 };
+
+/// Seconds until the specification's number of clones run, and how much longer the last of them took than the first.
+pub const PODS_100_WALL: &str = "100 clones, all run";
+/// See there.
+pub const GROWTH_100TH: &str = "100 clones, last to first";
+const SPECIFIED: usize = 100;
 
 /// How many at each end are started one by one, to see whether the last come as fast as the first.
 const EDGE: usize = 5;
@@ -86,28 +106,31 @@ pub fn measure(flags: &Flags, samples: &mut Samples) {
             Ok(()) => {
                 eprintln!("{} clones", flags.pods);
                 crowd(Kind::Kata, (half, flags.pods), TEMPLATES, CLONES, samples);
+                specified(flags.pods, samples);
             }
             Err(reason) => {
-                let Crowd {
-                    wall,
-                    growth,
-                    pss,
-                    less,
-                    pss_sandbox,
-                    idle,
-                } = CLONES;
-                for series in [
-                    TEMPLATE_RUN.wall,
-                    TEMPLATE_RUN.cpu,
-                    wall,
-                    growth,
-                    pss,
-                    less,
-                    pss_sandbox,
-                    idle,
-                ] {
+                let alone = [TEMPLATE_RUN.wall, TEMPLATE_RUN.cpu, PODS_100_WALL, GROWTH_100TH];
+                for series in alone.into_iter().chain(CLONES.all()) {
                     samples.lack(series, &reason);
                 }
+            }
+        }
+    }
+}
+
+/// What is said of a hundred is only measured with a hundred.
+fn specified(pods: usize, samples: &mut Samples) {
+    let hundred = SPECIFIED as f64;
+    for (series, of_clones, times) in [
+        (PODS_100_WALL, CLONES.wall, hundred),
+        (GROWTH_100TH, CLONES.growth, 1.0),
+    ] {
+        match samples.quantile(of_clones, Kind::Kata, 0.5) {
+            Some(value) if pods == SPECIFIED => samples.add(series, Kind::Kata, value * times),
+            Some(_) => samples.lack(series, &format!("of {SPECIFIED} pods; this run was of {pods}")),
+            None => {
+                let reason = samples.reason(of_clones).unwrap_or_default().to_owned();
+                samples.lack(series, &reason);
             }
         }
     }
@@ -159,7 +182,8 @@ fn crowd(kind: Kind, (half, all): (usize, usize), configuration: &str, names: Cr
     });
     match result {
         Ok((first, rest)) => {
-            samples.add_time(names.wall, kind, first.took + rest.took);
+            let took = (first.took + rest.took).as_secs_f64();
+            samples.add(names.wall, kind, took / all as f64);
             let last_ones = if rest.last_ones.is_empty() {
                 &first.last_ones
             } else {
@@ -171,9 +195,7 @@ fn crowd(kind: Kind, (half, all): (usize, usize), configuration: &str, names: Cr
         }
         Err(reason) => {
             eprintln!("{reason}");
-            for series in [names.wall, names.growth] {
-                samples.lack(series, &reason);
-            }
+            names.all().iter().for_each(|series| samples.lack(series, &reason));
         }
     }
 }

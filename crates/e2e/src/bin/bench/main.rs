@@ -99,7 +99,7 @@ fn main() -> anyhow::Result<ExitCode> {
             broken.push(*name);
         }
     }
-    let report = report::Report::of(&samples, flags.rounds);
+    let report = report::Report::of(&samples, &flags);
     print!("{report}");
     let path = report.write().context("cannot write the report")?;
     println!("written to {}", path.display());

@@ -8,6 +8,7 @@ use kata_e2e::places;
 use kata_e2e::runtime::Kind;
 use serde_json::{Value, json};
 
+use crate::Flags;
 use crate::files::RIVAL;
 use crate::floor;
 use crate::samples::Samples;
@@ -77,10 +78,10 @@ pub struct Report {
 
 impl Report {
     /// What the samples come to. Rows of which nothing was measured are left out.
-    pub fn of(samples: &Samples, rounds: usize) -> Self {
+    pub fn of(samples: &Samples, flags: &Flags) -> Self {
         let rows = YARDSTICKS.iter().map(|yardstick| Row::of(yardstick, samples));
         Self {
-            host: host(rounds),
+            host: host(flags),
             rows: rows.filter(|row| !row.is_empty()).collect(),
         }
     }
@@ -170,7 +171,7 @@ fn round(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
 }
 
-fn host(rounds: usize) -> Value {
+fn host(flags: &Flags) -> Value {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let cpuinfo = read("/proc/cpuinfo");
     let model = cpuinfo
@@ -192,6 +193,7 @@ fn host(rounds: usize) -> Value {
         "accelerator": env.pointer("/Accelerator/Name"),
         "accelerator_reason": env.pointer("/Accelerator/Reason"),
         "version": env.pointer("/Runtime/Version/Version/Semver"),
-        "rounds": rounds,
+        "rounds": flags.rounds,
+        "pods": flags.pods,
     })
 }

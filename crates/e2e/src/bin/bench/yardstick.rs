@@ -2,7 +2,7 @@
 //! and the day; where a row is to hold on other machines it is in floors (F), or in times of runc.
 
 use crate::container::{CLI_EXEC, CLI_RUN, CTR_EXEC, CTR_RUN, POD_PSS};
-use crate::density::{CLONES, COLD, TEMPLATE_RUN};
+use crate::density::{CLONES, COLD, GROWTH_100TH, PODS_100_WALL, TEMPLATE_RUN};
 use crate::floor;
 use crate::network::{INTO, OUT, THERE_AND_BACK};
 use crate::pod::{EXEC, POD, SANDBOX, SECOND, STATS};
@@ -122,8 +122,8 @@ pub const YARDSTICKS: &[Yardstick] = &[
         Some(0.25),
     ),
     cost("exec_wall", "runc", Figure::TimesRunc(CTR_EXEC.wall), None, Some(3.0)),
-    cost("pods_100_wall", "s", Figure::Median(CLONES.wall), None, Some(30.0)),
-    cost("growth_100th", "1st", Figure::Median(CLONES.growth), None, Some(1.3)),
+    cost("pods_100_wall", "s", Figure::Median(PODS_100_WALL), None, Some(30.0)),
+    cost("growth_100th", "1st", Figure::Median(GROWTH_100TH), None, Some(1.3)),
     cost(
         "pss_template",
         "MiB",
@@ -199,6 +199,8 @@ pub const YARDSTICKS: &[Yardstick] = &[
     plain(COLD.wall, "s", None, None),
     plain(COLD.growth, "1st", None, None),
     plain(COLD.less, "MiB", None, None),
+    plain(CLONES.wall, "s", None, None),
+    plain(CLONES.growth, "1st", None, None),
     plain(CLONES.less, "MiB", None, None),
     plain(CLONES.pss_sandbox, "MiB", None, Some(3.5)),
     plain(CLONES.idle, "ms/s", None, Some(2.0)),
