@@ -15,7 +15,7 @@ RUNTIME := $(RELEASE)/kata-runtime
 SHIM := $(RELEASE)/containerd-shim-kata-v2
 AGENT := target/guest/$(TARGET)/release/kata-agent
 
-.PHONY: all run setup build assets test lint unit e2e bench install clean
+.PHONY: all run setup build assets test lint unit e2e bench bench-short install clean
 
 all: build
 
@@ -42,6 +42,7 @@ test:
 	$(call timed,unit)
 	$(call timed,assets)
 	$(call timed,e2e)
+	$(call timed,bench-short)
 
 lint:
 	$(CARGO) fmt --all --check
@@ -53,6 +54,10 @@ unit:
 # Two tests at a time: a VM without KVM keeps a core busy while it boots.
 e2e: assets
 	RUST_TEST_THREADS=2 $(CARGO) test -p kata-e2e --locked --no-fail-fast
+
+# Shows that the benchmark works; numbers come from a whole run on a machine that does nothing else.
+bench-short: assets
+	$(CARGO) run -p kata-e2e --locked --bin bench -- --rounds 1 --only container,pod
 
 bench: assets
 	@scripts/setup.sh --test
