@@ -194,7 +194,7 @@ fn crowd(kind: Kind, (half, all): (usize, usize), configuration: &str, names: Cr
             }
         }
         Err(reason) => {
-            eprintln!("{reason}");
+            eprintln!("{reason}\n{}", containerd.log());
             names.all().iter().for_each(|series| samples.lack(series, &reason));
         }
     }

@@ -1,5 +1,6 @@
 //! The report: medians beside runc's, beside a reference, and beside what is to be reached; as a table and JSON.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -145,8 +146,7 @@ impl fmt::Display for Report {
             let (runc, ours, reference) = (cell(row.runc), cell(row.ours), cell(row.reference));
             line(f, [name, unit, &runc, &ours, &reference, &target, verdict])?;
         }
-        let mut reasons: Vec<&String> = self.rows.iter().filter_map(|row| row.reason.as_ref()).collect();
-        reasons.dedup();
+        let reasons: BTreeSet<&String> = self.rows.iter().filter_map(|row| row.reason.as_ref()).collect();
         reasons.iter().try_for_each(|reason| writeln!(f, "-: {reason}"))
     }
 }
