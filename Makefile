@@ -3,6 +3,7 @@
 #   make run      set the machine up, build everything, run a container in a VM
 #   make test     everything that must hold, from formatting to real engines with real VMs
 #   make bench    what it costs, beside runc (BENCH_FLAGS, docs/performance.md)
+#   make kernel   the guest's kernel, compiled small: a quarter of an hour and more, once
 #   make install  PREFIX=/usr/local DESTDIR=
 
 PREFIX ?= /usr/local
@@ -15,7 +16,7 @@ RUNTIME := $(RELEASE)/kata-runtime
 SHIM := $(RELEASE)/containerd-shim-kata-v2
 AGENT := target/guest/$(TARGET)/release/kata-agent
 
-.PHONY: all run setup build assets test lint unit e2e bench bench-short install clean
+.PHONY: all run setup build assets kernel test lint unit e2e bench bench-short install clean
 
 all: build
 
@@ -32,6 +33,11 @@ build:
 
 assets: build
 	$(RUNTIME) image build
+
+# Another source or other fragments: KERNEL_FLAGS="--kernel-fragment full".
+kernel: build
+	@scripts/setup.sh --kernel
+	$(RUNTIME) image build --kernel-source $(KERNEL_FLAGS)
 
 # $(call timed,TARGET): makes the target and says how long it took.
 timed = @begun=$$(date +%s); $(MAKE) --no-print-directory $(1) && echo "== $(1): $$(($$(date +%s) - begun)) s"
@@ -59,7 +65,9 @@ e2e: assets
 bench-short: assets
 	$(CARGO) run -p kata-e2e --locked --bin bench -- --rounds 1 --only container,pod
 
-bench: assets
+# GUEST=kernel measures with the small kernel.
+GUEST ?= assets
+bench: $(GUEST)
 	@scripts/setup.sh --test
 	$(CARGO) run -p kata-e2e --locked --bin bench -- $(BENCH_FLAGS)
 

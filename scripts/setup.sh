@@ -1,8 +1,9 @@
 #!/bin/bash
-# Makes a bare Debian 12 machine ready to build and run Kata; with --test also to test it. Installs from apt's and
+# Makes a bare Debian 12 machine ready to build and run Kata; with --kernel also to compile a guest's kernel, with --test
+# also to test all of it. Installs from apt's and
 # cargo's registries only what is missing, so that it may be run before everything and costs nothing the second time.
 #
-#   scripts/setup.sh [--test]
+#   scripts/setup.sh [--kernel|--test]
 set -euo pipefail
 
 # QEMU comes from backports: Debian 12's own 7.2 cannot stand beside tools of the newer version, which machines often
@@ -14,7 +15,9 @@ packages=(
     libseccomp-dev libcap-ng-dev  # linked into the programs and into virtiofsd
     gcc libc6-dev make pkg-config ca-certificates
 )
+kernel_packages=(flex bison bc libelf-dev perl diffutils binutils)
 test_packages=(
+    "${kernel_packages[@]}"
     containerd runc crun podman conmon containernetworking-plugins
     iptables iproute2 jq hyperfine strace musl-tools procps psmisc cpio util-linux e2fsprogs mount
     libdevmapper1.02.1  # Docker's daemon is linked with it
@@ -200,8 +203,9 @@ make_debian_root() {
 testing=
 case "${1:-}" in
 '') ;;
+--kernel) packages+=("${kernel_packages[@]}") ;;
 --test) packages+=("${test_packages[@]}") testing=yes ;;
-*) fail "unknown argument $1; usage: scripts/setup.sh [--test]" ;;
+*) fail "unknown argument $1; usage: scripts/setup.sh [--kernel|--test]" ;;
 esac
 [ "$(uname -sm)" = "Linux x86_64" ] || fail "this is $(uname -sm); only Linux on x86_64 is supported"
 command -v apt-get >/dev/null && command -v dpkg-query >/dev/null || fail "no apt here; this script knows Debian 12"

@@ -11,6 +11,9 @@ use kata_e2e::image::hex;
 use kata_e2e::lab::Lab;
 use kata_e2e::leak::Snapshot;
 use kata_e2e::places;
+use kata_e2e::wait;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use sha2::{Digest, Sha256};
 
 fn lab() -> &'static Lab {
@@ -57,6 +60,112 @@ fn the_same_input_makes_the_same_bytes() {
     );
     assert_eq!(again.json()["made"], false);
     assert_eq!(hashes(&one), hashes(&two));
+}
+
+/// As much of a kernel's source as its builder sees: it takes its configuration as it is, and is an entry for VMMs.
+/// `CONFIG_SLOW` makes it a compilation that does not end.
+fn kernel_source(at: &Path) {
+    let makefile = "allnoconfig:\n\tcp $(KCONFIG_ALLCONFIG) $(O)/.config\n\tsed -i /CONFIG_LOST=/d $(O)/.config\n\
+        vmlinux:\n\tif grep CONFIG_SLOW=y $(O)/.config; then sleep 1000; fi\n\
+        \techo compiled >>$(CURDIR)/count\n\tgcc -nostdlib -static -o $(O)/vmlinux kernel.S\n";
+    let kernel = ".section .note.Xen, \"a\", @note\n.long 4, 4, 18\n.asciz \"Xen\"\n.long _start\n.text\n.globl _start\n\
+        _start: hlt\n.section .rodata, \"a\"\n.asciz \"Linux version 6.99-kata (kata@kata)\"\n";
+    let options = "config GOOD\nconfig LOST\nconfig SLOW\n";
+    fs::create_dir(at).expect("source");
+    for (name, text) in [("Makefile", makefile), ("kernel.S", kernel), ("Kconfig", options)] {
+        fs::write(at.join(name), text).expect(name);
+    }
+}
+
+fn compile(source: &Path, fragment: &str, out: &Path) -> Cmd {
+    let file = out.with_extension("config");
+    fs::write(&file, fragment).expect("fragment");
+    Cmd::new(places::ours("kata-runtime"))
+        .args(["image", "build", "--json", "--kernel-source"])
+        .arg(source)
+        .arg("--kernel-fragment")
+        .arg(&file)
+        .arg("--out")
+        .arg(out)
+}
+
+#[test]
+fn a_kernel_is_compiled_once_and_as_its_fragments_say() {
+    let at = lab().scratch().join("compiled");
+    fs::create_dir(&at).expect("place");
+    let (source, archive) = (at.join("linux"), at.join("linux.tar"));
+    kernel_source(&source);
+    let pack = Cmd::new("tar").arg("-cf").arg(&archive).arg("-C").arg(&at);
+    pack.arg("linux").run().ok();
+
+    let built = compile(&archive, "CONFIG_GOOD=y\n", &at.join("one")).run().ok().json();
+    assert_eq!(built["manifest"]["kernel"]["release"], "6.99-kata");
+    assert_eq!(
+        built["manifest"]["kernel"]["source"]["fragments"],
+        serde_json::json!(["one.config"])
+    );
+    assert_eq!(built["manifest"]["modules"], serde_json::json!([]));
+    compile(&archive, "CONFIG_GOOD=y\n", &at.join("two")).run().ok();
+    let kernel = |out: &str| fs::read(at.join(out).join("current/vmlinux")).expect("kernel");
+    assert!(kernel("one") == kernel("two"), "two builds are two kernels");
+
+    // From a directory, which can count how often it is asked.
+    let from_directory = |fragment| compile(&source, fragment, &at.join("three")).run();
+    assert_eq!(from_directory("CONFIG_GOOD=y\n").ok().json()["made"], true);
+    let count = fs::read_to_string(source.join("count")).expect("count");
+    fs::remove_file(source.join("count")).expect("the source as it was");
+    let again = from_directory("# Only a remark.\nCONFIG_GOOD=y\n").ok();
+    assert_eq!(
+        (again.json()["made"].clone(), count.as_str()),
+        (false.into(), "compiled\n")
+    );
+
+    let lost = from_directory("CONFIG_GOOD=y\nCONFIG_LOST=y\nCONFIG_TYPO=y\n").failed();
+    lost.complains("three.config:2: CONFIG_LOST is to be y and came out as not set")
+        .complains("three.config:3: this kernel has no option CONFIG_TYPO");
+    assert_eq!(
+        from_directory("CONFIG_GOOD=y\n").ok().json()["made"],
+        false,
+        "the set in use stayed"
+    );
+}
+
+#[test]
+fn a_compilation_that_is_killed_leaves_nothing_that_runs_or_is_used() {
+    let at = lab().scratch().join("killed");
+    fs::create_dir(&at).expect("place");
+    let (source, out) = (at.join("linux"), at.join("out"));
+    kernel_source(&source);
+    let unfinished = || {
+        let entries = fs::read_dir(out.join("kernels")).into_iter().flatten().flatten();
+        entries
+            .filter(|entry| entry.file_name().to_string_lossy().starts_with('.'))
+            .count()
+    };
+    let with = |word: &str| {
+        let told = Cmd::new("pgrep")
+            .args(["-f", "--"])
+            .arg(format!("{word}{}", out.display()))
+            .run();
+        let pids: Vec<i32> = told.text().lines().filter_map(|line| line.parse().ok()).collect();
+        pids
+    };
+    let at_work = || with("O=").len();
+
+    let build = compile(&source, "CONFIG_SLOW=y\n", &out).start();
+    wait::until("the compilation", Duration::from_secs(30), || {
+        at_work() > 0 && unfinished() == 1
+    });
+    // It alone, not its group, in which the compiler is, too.
+    for pid in with("--out ") {
+        kill(Pid::from_raw(pid), Signal::SIGKILL).expect("kill");
+    }
+    build.finish();
+
+    wait::until("the end of the compiler", Duration::from_secs(30), || at_work() == 0);
+    assert!(!out.join("current").exists());
+    compile(&source, "CONFIG_GOOD=y\n", &out).run().ok();
+    assert_eq!(unfinished(), 0);
 }
 
 #[test]

@@ -155,6 +155,9 @@ impl Board {
             // The kernel tries whether its timer ticks, while this host may have no time for the thread that makes it tick;
             // it panics then ("IO-APIC + timer doesn't work").
             parameters.push("no_timer_check");
+            // virtiofsd writes files into the guest's memory behind TCG's back, which goes on to run what it translated of the
+            // page's last program. A page that the guest clears when it takes it is translated anew.
+            parameters.push("init_on_alloc=1");
             parameters.push(SKIPPED);
         }
         parameters

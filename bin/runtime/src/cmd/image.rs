@@ -12,6 +12,7 @@ use crate::cli::Globals;
 use crate::image::build::{Request, build};
 use crate::image::kernel::Wanted;
 use crate::image::manifest::Manifest;
+use crate::image::source;
 use crate::image::store::{Defect, INITRD, Set, Store, VMLINUX};
 use crate::report;
 
@@ -27,7 +28,7 @@ pub struct Args {
 
 #[derive(Subcommand, Debug)]
 enum Action {
-    /// Build the guest's kernel and initramfs from the distribution's kernel package, or find them built already
+    /// Build the guest's kernel and initramfs from the distribution's kernel package or its source, or find them built already
     Build(Build),
     /// List the sets that were built
     List(Place),
@@ -54,6 +55,18 @@ struct Build {
     /// Take the kernel of this package's file
     #[arg(long, value_name = "FILE", conflicts_with = "kernel_package")]
     kernel_deb: Option<PathBuf>,
+    /// Compile a small kernel from this source: a package, a directory, a tarball [default: apt's newest linux-source-VERSION]
+    #[arg(
+        long,
+        value_name = "SOURCE",
+        num_args = 0..=1,
+        default_missing_value = "",
+        conflicts_with_all = ["kernel", "kernel_deb", "kernel_package"]
+    )]
+    kernel_source: Option<String>,
+    /// Configure it as this fragment says, `min`, `full` or a file; later ones replace what earlier ones say
+    #[arg(long, value_name = "FRAGMENT", default_value = "min", requires = "kernel_source")]
+    kernel_fragment: Vec<String>,
 }
 
 #[derive(clap::Args, Debug)]
@@ -89,10 +102,11 @@ pub fn run(args: Args, _: &Globals) -> anyhow::Result<ExitCode> {
 
 fn run_build(args: Build) -> anyhow::Result<()> {
     let began = Instant::now();
-    let kernel = match (args.kernel, args.kernel_deb) {
-        (Some(kernel), _) => Wanted::File(kernel, args.modules),
-        (None, Some(deb)) => Wanted::Deb(deb),
-        (None, None) => Wanted::Package(args.kernel_package),
+    let kernel = match (args.kernel, args.kernel_deb, args.kernel_source) {
+        (Some(kernel), ..) => Wanted::File(kernel, args.modules),
+        (None, Some(deb), _) => Wanted::Deb(deb),
+        (None, None, Some(word)) => Wanted::Source(source::Wanted::parse(&word), args.kernel_fragment),
+        (None, None, None) => Wanted::Package(args.kernel_package),
     };
     let built = build(&Request {
         out: args.place.out.clone(),

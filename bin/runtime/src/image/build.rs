@@ -13,8 +13,8 @@ use crate::image::kernel::{Identity, Wanted};
 use crate::image::manifest::{Asset, FORMAT, Kernel, Manifest};
 use crate::image::store::{self, Defect, INITRD, MANIFEST, Set, Store, VMLINUX};
 
-/// How long a build waits for another one: a download over a slow line and an unpacking on a slow machine.
-const PATIENCE: Duration = Duration::from_secs(1800);
+/// How long a build waits for another one: a download over a slow line and a compilation on a slow machine.
+const PATIENCE: Duration = Duration::from_secs(2 * 3600);
 
 /// What is to be built.
 #[derive(Debug)]

@@ -1,7 +1,8 @@
-//! Gets the kernel and its modules ready: from the distribution's package, a package's file, or files given by hand.
+//! Gets the kernel and its modules ready: from the distribution's package, a package's file, files given by hand, or
+//! compiled from source.
 //!
-//! A kernel that was taken apart is kept in the store, so that a new agent costs neither a download nor a
-//! decompression.
+//! A kernel that was taken apart or compiled is kept in the store, so that a new agent costs neither a download nor a
+//! decompression nor a compilation.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,16 +11,21 @@ use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::image::bzimage;
+use crate::image::compile;
+use crate::image::deb;
 use crate::image::digest::Digest;
+use crate::image::fragment::Demands;
 use crate::image::manifest::{Asset, Source};
 use crate::image::modules::{Chosen, Selection, Tree, WISHES};
 use crate::image::package::{self, Candidate};
+use crate::image::source;
 use crate::image::store::{self, Store, VMLINUX};
 
 /// Raise it whenever the same input would be made into something else.
 const RECIPE: &str = "6";
 const RECORD: &str = "kernel.json";
 const MODULES: &str = "modules";
+const CONFIG: &str = "config";
 
 /// Which kernel is asked for.
 #[derive(Clone, Debug)]
@@ -30,6 +36,8 @@ pub enum Wanted {
     Deb(PathBuf),
     /// A kernel image and the module tree that belongs to it, if any.
     File(PathBuf, Option<PathBuf>),
+    /// Compiled from this source, configured as the fragments of these names say.
+    Source(source::Wanted, Vec<String>),
 }
 
 /// What is known of the kernel before anything is downloaded or decompressed.
@@ -52,6 +60,7 @@ enum Origin {
         release: String,
         selection: Selection,
     },
+    Source(source::Source, Demands),
 }
 
 /// A kernel in the store, and what belongs to it.
@@ -139,6 +148,7 @@ impl Identity {
                     content.hex(),
                 )
             }
+            Wanted::Source(wanted, fragments) => find_source(wanted, fragments, store)?,
         };
         let mut key = Digest::new();
         key.field(RECIPE).field(&content);
@@ -166,7 +176,8 @@ impl Identity {
                 image,
                 release,
                 selection,
-            } => keep(store, &self.key, &image, &release, &selection),
+            } => keep(store, &self.key, &image, &release, &selection, None),
+            Origin::Source(source, demands) => compile_source(store, &self.key, &source, &demands),
             Origin::Deb(path) => take_apart(store, &self.key, &path),
             Origin::Package(candidate) => {
                 let place = tempfile::tempdir().context("cannot make a directory for the download")?;
@@ -178,18 +189,69 @@ impl Identity {
     }
 }
 
+/// A source is as good as its digest, the demands and the compiler.
+fn find_source(
+    wanted: &source::Wanted,
+    fragments: &[String],
+    store: &Store,
+) -> anyhow::Result<(Source, Origin, String)> {
+    let demands = Demands::read(fragments)?;
+    let compiler = compile::toolchain()?;
+    let found = wanted.find(store)?;
+    let mut content = Digest::new();
+    content.field(&found.sha256).field(&demands.render()).field(&compiler);
+    let name = |fragment: &String| {
+        Path::new(fragment)
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+    };
+    let source = Source::Compiled {
+        source: found.name.clone(),
+        sha256: found.sha256.clone(),
+        fragments: fragments.iter().filter_map(name).collect(),
+        compiler,
+    };
+    Ok((source, Origin::Source(found, demands), content.hex()))
+}
+
+fn compile_source(store: &Store, key: &str, source: &source::Source, demands: &Demands) -> anyhow::Result<Ready> {
+    let place = store.workshop()?;
+    let tree = source.lay_out(place.path())?;
+    let build = place.path().join("build");
+    std::fs::create_dir(&build).with_context(|| format!("cannot make {}", build.display()))?;
+    let compiled = compile::compile(&tree, &build, demands)?;
+    let release = bzimage::release(&compiled.vmlinux).context("the compiled kernel names no version")?;
+    // No module is a file; what is built in is listed beside the kernel.
+    let selection = Tree::scan(&build, &release)?.choose(&WISHES)?;
+    keep(
+        store,
+        key,
+        &compiled.vmlinux,
+        &release,
+        &selection,
+        Some(&compiled.config),
+    )
+}
+
 fn take_apart(store: &Store, key: &str, deb: &Path) -> anyhow::Result<Ready> {
     let place = tempfile::tempdir().context("cannot make a directory to unpack into")?;
-    let unpacked = package::unpack(deb, place.path())?;
+    let unpacked = deb::unpack(deb, place.path())?;
     let image = std::fs::read(&unpacked.image)
         .with_context(|| format!("cannot read {} of {}", unpacked.image.display(), deb.display()))?;
     let release =
         bzimage::release(&image).with_context(|| format!("the kernel in {} names no version", deb.display()))?;
     let selection = Tree::scan(&unpacked.modules, &release)?.choose(&WISHES)?;
-    keep(store, key, &image, &release, &selection)
+    keep(store, key, &image, &release, &selection, None)
 }
 
-fn keep(store: &Store, key: &str, image: &[u8], release: &str, selection: &Selection) -> anyhow::Result<Ready> {
+fn keep(
+    store: &Store,
+    key: &str,
+    image: &[u8],
+    release: &str,
+    selection: &Selection,
+    config: Option<&str>,
+) -> anyhow::Result<Ready> {
     let vmlinux = bzimage::extract(image)?;
     let inside = bzimage::release(&vmlinux);
     if inside.as_deref() != Some(release) {
@@ -213,6 +275,9 @@ fn keep(store: &Store, key: &str, image: &[u8], release: &str, selection: &Selec
                 std::fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
             }
             record.files.insert(file.clone(), store::write(&target, bytes)?);
+        }
+        if let Some(config) = config {
+            store::write(&path.join(CONFIG), config.as_bytes())?;
         }
         store::write(&path.join(RECORD), &serde_json::to_vec_pretty(&record)?)?;
         Ok(())

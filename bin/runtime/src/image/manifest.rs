@@ -66,6 +66,17 @@ pub enum Source {
         /// Its digest.
         sha256: String,
     },
+    /// Compiled here.
+    Compiled {
+        /// What the source is.
+        source: String,
+        /// Digest of the source.
+        sha256: String,
+        /// The names of the fragments of its configuration.
+        fragments: Vec<String>,
+        /// Compiler and linker, as they call themselves.
+        compiler: String,
+    },
 }
 
 /// A file that came out.
@@ -103,6 +114,7 @@ impl std::fmt::Display for Source {
             Self::Package { package, version, .. } => write!(f, "package {package} {version}"),
             Self::Deb { sha256 } => write!(f, "package file with sha256 {sha256}"),
             Self::File { sha256 } => write!(f, "file with sha256 {sha256}"),
+            Self::Compiled { source, fragments, .. } => write!(f, "{source}, compiled as {}", fragments.join(" and ")),
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The guest's assets: a kernel taken out of the distribution's package and an initramfs with the agent as `/init`.
+//! The guest's assets: a kernel, taken out of the distribution's package or compiled from its source, and an initramfs
+//! with the agent as `/init`.
 //!
 //! [`build`] is the table of contents. Equal input gives equal bytes, kept under the digest of the input, so that a
 //! second build finds the first one's result. Nothing is installed on the host.
@@ -6,13 +7,17 @@
 pub mod agent;
 pub mod build;
 pub mod bzimage;
+pub mod compile;
 pub mod cpio;
+pub mod deb;
 pub mod digest;
 pub mod elf;
+pub mod fragment;
 pub mod initramfs;
 pub mod kernel;
 pub mod manifest;
 pub mod modules;
 pub mod package;
 pub mod signature;
+pub mod source;
 pub mod store;

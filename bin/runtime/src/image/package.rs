@@ -1,4 +1,5 @@
-//! Gets the distribution's kernel package, without installing it: which version apt would install, its file, its content.
+//! Gets the distribution's packages of a kernel or its source, without installing them: which version apt would install, and
+//! its file.
 //!
 //! Asking apt takes seconds on machines that keep no package cache, so the answer is remembered together with the state
 //! of the files that it came from. It refuses packages whose file is not the one that apt's signed lists promise.
@@ -18,7 +19,7 @@ use crate::image::digest::{Digest, DigestError};
 pub enum PackageError {
     /// apt has never heard of it.
     #[error(
-        "apt does not know the package {package}; see that apt's sources are reachable, run `apt-get update`, or give --kernel or --kernel-deb"
+        "apt does not know the package {package}; see that apt's sources are reachable, run `apt-get update`, or give a file"
     )]
     Unknown {
         /// The package's name.
@@ -82,21 +83,14 @@ pub struct Candidate {
     pub sha256: String,
 }
 
-/// A package's files that matter.
-#[derive(Debug)]
-pub struct Unpacked {
-    /// The kernel image.
-    pub image: PathBuf,
-    /// The module tree, `lib/modules/RELEASE`.
-    pub modules: PathBuf,
-}
-
 /// Time for anything that only reads the host's own files.
 const LOCAL: Duration = Duration::from_secs(120);
 /// Time for anything that goes over the network.
 const REMOTE: Duration = Duration::from_secs(900);
 /// How deep meta packages may lead to one another.
 const DEPTH: usize = 4;
+/// What the names of the packages of a kernel's source begin with.
+pub(super) const SOURCES: &str = "linux-source-";
 /// Files and directories that decide which version apt would install.
 const STATE: [&str; 9] = [
     "/etc/apt/apt.conf",
@@ -123,25 +117,50 @@ struct Memory {
 /// # Errors
 /// See [`PackageError`].
 pub fn resolve(package: &str, memory: &Path) -> Result<Candidate, PackageError> {
+    recall(package, memory, || ask(package))
+}
+
+/// The package of that very name, in the version that apt would install; the newest package of a kernel's source
+/// without a name. Remembered in `memory`.
+///
+/// # Errors
+/// See [`PackageError`].
+pub fn resolve_source(name: Option<&str>, memory: &Path) -> Result<Candidate, PackageError> {
+    recall(name.unwrap_or(SOURCES), memory, || {
+        let name = match name {
+            Some(name) => name.to_owned(),
+            None => newest_source()?,
+        };
+        Ok(show(&name)?.candidate)
+    })
+}
+
+/// What `memory` holds of `asked`, as long as apt's lists are the same; or else what `answer` says, once more after an
+/// update of the lists if apt does not know.
+fn recall(
+    asked: &str,
+    memory: &Path,
+    answer: impl Fn() -> Result<Candidate, PackageError>,
+) -> Result<Candidate, PackageError> {
     let state = state();
     let remembered: Option<Memory> = std::fs::read(memory)
         .ok()
         .and_then(|bytes| serde_json::from_slice(&bytes).ok());
     if let Some(remembered) = remembered
-        && (remembered.asked.as_str(), remembered.state.as_str()) == (package, state.as_str())
+        && (remembered.asked.as_str(), remembered.state.as_str()) == (asked, state.as_str())
     {
         return Ok(remembered.candidate);
     }
-    let candidate = match ask(package) {
+    let candidate = match answer() {
         Err(PackageError::Unknown { .. }) => {
             update()?;
-            ask(package)?
+            answer()?
         }
-        answer => answer?,
+        known => known?,
     };
     // After an update the state is another one. What cannot be remembered is asked again, nothing worse.
     let memo = Memory {
-        asked: package.to_owned(),
+        asked: asked.to_owned(),
         state: self::state(),
         candidate: candidate.clone(),
     };
@@ -193,21 +212,7 @@ fn state() -> String {
 fn ask(package: &str) -> Result<Candidate, PackageError> {
     let mut asked = package.to_owned();
     for _ in 0..DEPTH {
-        // `--` keeps a name that begins with a dash from being a flag.
-        let arguments = ["show", "--no-all-versions", "--", &asked];
-        let text = match command::run("apt-cache", &arguments, None, LOCAL) {
-            Ok(text) => String::from_utf8_lossy(&text).into_owned(),
-            Err(CommandError::Failed { .. }) => return Err(PackageError::Unknown { package: asked }),
-            Err(source) => {
-                return Err(PackageError::Tool {
-                    what: format!("ask apt for {asked}"),
-                    source,
-                });
-            }
-        };
-        let Some(record) = parse_record(&text) else {
-            return Err(PackageError::Unknown { package: asked });
-        };
+        let record = show(&asked)?;
         match record.next {
             Some(next) => asked = next,
             None if is_kernel(&record.candidate.package) => return Ok(record.candidate),
@@ -217,6 +222,46 @@ fn ask(package: &str) -> Result<Candidate, PackageError> {
     Err(PackageError::NoKernel {
         package: package.to_owned(),
     })
+}
+
+/// What apt says of a package.
+fn show(package: &str) -> Result<Record, PackageError> {
+    let unknown = || PackageError::Unknown {
+        package: package.to_owned(),
+    };
+    // `--` keeps a name that begins with a dash from being a flag.
+    match command::run("apt-cache", &["show", "--no-all-versions", "--", package], None, LOCAL) {
+        Ok(text) => parse_record(&String::from_utf8_lossy(&text)).ok_or_else(unknown),
+        Err(CommandError::Failed { .. }) => Err(unknown()),
+        Err(source) => Err(PackageError::Tool {
+            what: format!("ask apt for {package}"),
+            source,
+        }),
+    }
+}
+
+fn newest_source() -> Result<String, PackageError> {
+    let pattern = format!("^{SOURCES}[0-9.]+$");
+    let text = command::run("apt-cache", &["search", "--names-only", &pattern], None, LOCAL).map_err(|source| {
+        PackageError::Tool {
+            what: "ask apt for the sources of kernels".into(),
+            source,
+        }
+    })?;
+    newest(&String::from_utf8_lossy(&text)).ok_or_else(|| PackageError::Unknown {
+        package: format!("{SOURCES}VERSION"),
+    })
+}
+
+/// The package of the highest version in the output of `apt-cache search`.
+fn newest(found: &str) -> Option<String> {
+    let names = found.lines().filter_map(|line| line.split_ascii_whitespace().next());
+    let version = |name: &str| -> Option<Vec<u32>> {
+        let numbers = name.strip_prefix(SOURCES)?.split('.');
+        numbers.map(|number| number.parse().ok()).collect()
+    };
+    let versions = names.filter_map(|name| Some((version(name)?, name)));
+    versions.max().map(|(_, name)| name.to_owned())
 }
 
 /// Fills apt's lists.
@@ -334,46 +379,6 @@ pub fn download(candidate: &Candidate, directory: &Path) -> Result<PathBuf, Pack
     Ok(path)
 }
 
-/// Unpacks the package `deb` into `directory`; its scripts are not run and nothing is installed.
-///
-/// # Errors
-/// See [`PackageError`].
-pub fn unpack(deb: &Path, directory: &Path) -> Result<Unpacked, PackageError> {
-    command::run("dpkg-deb", &[Path::new("-x"), deb, directory], None, REMOTE).map_err(|source| {
-        PackageError::Tool {
-            what: format!("unpack {}", deb.display()),
-            source,
-        }
-    })?;
-    let only = |place: &str, prefix: &str, what: &str| {
-        // Where /usr is merged the modules may lie below it.
-        let found: Vec<PathBuf> = [place.to_owned(), format!("usr/{place}")]
-            .iter()
-            .filter_map(|place| std::fs::read_dir(directory.join(place)).ok())
-            .flat_map(|entries| entries.filter_map(|entry| Some(entry.ok()?.path())))
-            .filter(|path| {
-                path.file_name()
-                    .is_some_and(|name| name.to_string_lossy().starts_with(prefix))
-            })
-            .collect();
-        match found.as_slice() {
-            [one] => Ok(one.clone()),
-            [] => Err(PackageError::Content {
-                what: format!("there is no {what}"),
-                path: deb.to_owned(),
-            }),
-            _ => Err(PackageError::Content {
-                what: format!("there is more than one {what}"),
-                path: deb.to_owned(),
-            }),
-        }
-    };
-    Ok(Unpacked {
-        image: only("boot", "vmlinuz", "kernel (boot/vmlinuz-*)")?,
-        modules: only("lib/modules", "", "module tree (lib/modules/*)")?,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -442,32 +447,17 @@ mod tests {
     }
 
     #[test]
+    fn the_newest_source_is_the_one_of_the_highest_version() {
+        let text = "linux-source-6.1 - Linux kernel source\nlinux-source-6.12 - the same\nlinux-source-6.9 - the same\n\
+                    linux-source-rt - none\n";
+        assert_eq!(newest(text).as_deref(), Some("linux-source-6.12"));
+        assert_eq!(newest("linux-image-6.1 - no source\n"), None);
+    }
+
+    #[test]
     fn output_without_a_record_is_none() {
         for text in ["", "N: No packages found\n", "Package: x\nVersion: 1\n"] {
             assert_eq!(parse_record(text), None, "{text:?}");
         }
-    }
-
-    #[test]
-    fn a_package_without_a_kernel_is_refused() {
-        let place = tempfile::tempdir().unwrap();
-        let (tree, deb, out) = (
-            place.path().join("tree"),
-            place.path().join("x.deb"),
-            place.path().join("out"),
-        );
-        std::fs::create_dir_all(tree.join("DEBIAN")).unwrap();
-        let control = "Package: x\nVersion: 1\nArchitecture: all\nMaintainer: x <x@x>\nDescription: x\n";
-        std::fs::write(tree.join("DEBIAN/control"), control).unwrap();
-        let built = command::run("dpkg-deb", &[Path::new("-b"), &tree, &deb], None, LOCAL);
-        if matches!(built, Err(CommandError::Start { .. })) {
-            return; // not a Debian host
-        }
-        built.unwrap();
-        let message = unpack(&deb, &out).unwrap_err().to_string();
-        assert!(
-            message.starts_with("there is no kernel (boot/vmlinuz-*) in "),
-            "{message}"
-        );
     }
 }

@@ -12,6 +12,7 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
+use tempfile::TempDir;
 
 use crate::image::digest::Digest;
 use crate::image::manifest::{Asset, Manifest};
@@ -202,6 +203,14 @@ impl Store {
         add(&self.kernels(), key, fill)
     }
 
+    /// A directory to work in, which is removed when it is dropped, or else by the next [`sweep`](Self::sweep).
+    ///
+    /// # Errors
+    /// [`StoreError::File`]
+    pub fn workshop(&self) -> Result<TempDir, StoreError> {
+        unfinished(&self.kernels())
+    }
+
     /// Makes the set under `key` the one in use. Whoever opens `current` meanwhile finds the old or the new one.
     ///
     /// # Errors
@@ -265,11 +274,7 @@ pub fn share(from: &Path, to: &Path) -> Result<(), StoreError> {
 }
 
 fn add<E: From<StoreError>>(parent: &Path, key: &str, fill: impl FnOnce(&Path) -> Result<(), E>) -> Result<PathBuf, E> {
-    let fresh = tempfile::Builder::new()
-        .prefix(UNFINISHED)
-        .permissions(Permissions::from_mode(0o755))
-        .tempdir_in(parent)
-        .map_err(|source| failed("make a directory in", parent, source))?;
+    let fresh = unfinished(parent)?;
     fill(fresh.path())?;
     let path = parent.join(key);
     // Only a broken one can be there; a rename does not replace a directory that is not empty.
@@ -278,6 +283,14 @@ fn add<E: From<StoreError>>(parent: &Path, key: &str, fill: impl FnOnce(&Path) -
     // It is no longer where it would be removed from.
     let _ = fresh.keep();
     Ok(path)
+}
+
+fn unfinished(parent: &Path) -> Result<TempDir, StoreError> {
+    tempfile::Builder::new()
+        .prefix(UNFINISHED)
+        .permissions(Permissions::from_mode(0o755))
+        .tempdir_in(parent)
+        .map_err(|source| failed("make a directory in", parent, source))
 }
 
 fn remove(path: &Path) -> Result<(), StoreError> {
