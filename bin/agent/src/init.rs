@@ -47,6 +47,12 @@ pub fn prepare() -> anyhow::Result<Modules> {
     tracing::debug!("moved to a root of our own");
     let modules = Modules::read(&fs::read_to_string(names::MODULES_LIST).unwrap_or_default());
     modules.load_first();
+    for name in listed(&command_line, names::LOAD_PARAMETER) {
+        // Whoever needs it will say why it is missing.
+        if let Err(error) = modules.load(name) {
+            tracing::warn!("{error}");
+        }
+    }
     tracing::debug!("first modules loaded");
     if let Err(error) = kata_sys::loopback::up() {
         tracing::warn!("the loopback interface stays down: {error}");
@@ -59,6 +65,16 @@ pub fn prepare() -> anyhow::Result<Modules> {
     // Containers choose their own; the agent's must not narrow what it makes for them.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     Ok(modules)
+}
+
+/// The words of `parameter=WORD,WORD…` on the kernel's command line.
+fn listed<'a>(command_line: &'a str, parameter: &str) -> impl Iterator<Item = &'a str> {
+    let values = command_line
+        .split_whitespace()
+        .filter_map(move |word| word.strip_prefix(parameter)?.strip_prefix('='));
+    values
+        .flat_map(|value| value.split(','))
+        .filter(|word| !word.is_empty())
 }
 
 /// The initramfs cannot be the old root of a `pivot_root`, which containers need. So a tmpfs becomes the root, in which
@@ -110,4 +126,20 @@ fn change_root() -> anyhow::Result<()> {
 
 fn make_directory(path: &Path) -> std::io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o755).create(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_on_the_command_line() {
+        let words = |line| listed(line, "kata.load").collect::<Vec<_>>();
+        assert_eq!(
+            words("quiet kata.load=virtiofs,virtio_net kata.log=info"),
+            ["virtiofs", "virtio_net"]
+        );
+        assert_eq!(words("kata.load=a kata.load=,b,"), ["a", "b"]);
+        assert!(words("kata.loads=a xkata.load=b kata.load").is_empty());
+    }
 }

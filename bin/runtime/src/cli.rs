@@ -103,6 +103,8 @@ pub enum Verb {
     Events(cmd::events::Args),
     /// Run one more process in a container
     Exec(cmd::exec::Args),
+    /// Make, show and remove templates of machines
+    Factory(cmd::factory::Args),
     /// Print what of the OCI runtime spec is known
     Features(cmd::features::Args),
     /// Build and show the guest's kernel and initramfs
@@ -158,6 +160,7 @@ impl Cli {
             Some(Verb::Env(args)) => cmd::env::run(args, globals),
             Some(Verb::Events(args)) => cmd::events::run(args, globals),
             Some(Verb::Exec(args)) => cmd::exec::run(args, globals),
+            Some(Verb::Factory(args)) => cmd::factory::run(args, globals),
             Some(Verb::Features(args)) => cmd::features::run(args, globals),
             Some(Verb::Image(args)) => cmd::image::run(args, globals),
             Some(Verb::Kill(args)) => cmd::kill::run(args, globals),

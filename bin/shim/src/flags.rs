@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
+use kata_sandbox::template;
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,6 +14,8 @@ pub enum Action {
     Delete,
     /// Be the sandbox process. Only `Start` asks for this.
     Serve,
+    /// Make a template. Only `Serve` asks for this.
+    Template,
     /// Print what this runtime is and can do, as a message.
     Info,
     /// Print the version.
@@ -94,6 +97,7 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Flags> {
                 "start" => Action::Start,
                 "delete" => Action::Delete,
                 "serve" => Action::Serve,
+                template::MAKER_ACTION => Action::Template,
                 other => bail!("unknown action \"{other}\"; there are start and delete"),
             });
             continue;

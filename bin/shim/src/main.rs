@@ -15,6 +15,7 @@ mod sandbox;
 mod serve;
 mod status;
 mod task;
+mod template;
 #[cfg(test)]
 mod tests;
 mod words;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         }
         Action::Start => bootstrap::start(&flags),
         Action::Delete => bootstrap::delete(&flags),
+        Action::Template => template::make(),
         Action::Serve => {
             log::start(
                 flags.bundle.as_deref().unwrap_or(std::path::Path::new(".")),

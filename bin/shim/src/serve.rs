@@ -171,6 +171,8 @@ impl Opening {
             origin: self.origin.clone(),
             hierarchies: (self.hierarchies)(),
             events: self.events.clone(),
+            // This program, wherever it lies.
+            maker: Some("/proc/self/exe".into()),
             faults: Faults::none(),
         }))
     }

@@ -17,6 +17,7 @@ pub(crate) struct Key {
 pub(crate) const QEMU: &str = "hypervisor.qemu";
 pub(crate) const AGENT: &str = "agent.kata";
 pub(crate) const RUNTIME: &str = "runtime";
+pub(crate) const FACTORY: &str = "factory";
 
 /// The least memory that a guest boots with, MiB.
 const LEAST_MEMORY_MIB: u32 = 64;
@@ -211,6 +212,8 @@ pub(crate) const KEYS: &[Key] = &[
         runtime.create_container_timeout,
         Value::seconds
     ),
+    key!(FACTORY, "enable_template", factory.enable_template, Value::boolean),
+    key!(FACTORY, "template_path", factory.template_path, Value::path),
 ];
 
 fn show_words(words: &[String]) -> Option<Value> {

@@ -2,7 +2,7 @@
 //!
 //! Each key stands with Kata's default as TOML writes it: a file that only spells out a default asks for nothing.
 
-use crate::key::{self, AGENT, QEMU, RUNTIME};
+use crate::key::{self, AGENT, FACTORY, QEMU, RUNTIME};
 
 /// How a section or key stands with us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,10 +168,8 @@ const KEYS_NOT_YET: &[(&str, &[(&str, &str)])] = &[
         ],
     ),
     (
-        "factory",
+        FACTORY,
         &[
-            ("enable_template", "false"),
-            ("template_path", "\"/run/vc/vm/template\""),
             ("vm_cache_number", "0"),
             ("vm_cache_endpoint", "\"/var/run/kata-containers/cache.sock\""),
         ],

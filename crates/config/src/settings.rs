@@ -16,6 +16,8 @@ pub struct Config {
     pub agent: Agent,
     /// `[runtime]`
     pub runtime: Runtime,
+    /// `[factory]`
+    pub factory: Factory,
 }
 
 /// `[hypervisor.qemu]`
@@ -134,6 +136,15 @@ pub struct Runtime {
     pub experimental: Vec<String>,
     /// How long the creation of a container may take, boot included.
     pub create_container_timeout: Duration,
+}
+
+/// `[factory]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Factory {
+    /// Machines are clones of a template, where they can be.
+    pub enable_template: bool,
+    /// Directory of the templates.
+    pub template_path: PathBuf,
 }
 
 /// A number of CPUs.
@@ -335,6 +346,15 @@ impl Default for Runtime {
             disable_guest_empty_dir: false,
             experimental: Vec::new(),
             create_container_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+impl Default for Factory {
+    fn default() -> Self {
+        Self {
+            enable_template: false,
+            template_path: "/run/vc/vm/template".into(),
         }
     }
 }

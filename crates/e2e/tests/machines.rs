@@ -35,8 +35,7 @@ fn run_with(name: &str, configuration: &str) -> String {
     let data = lab().scratch().join(format!("{name}-data"));
     std::fs::create_dir(&data).expect("data");
     std::fs::write(data.join("hello"), "from outside\n").expect("hello");
-    let script =
-        "grep ' / ' /proc/mounts; uname -r; echo kept >/file; cat /file /data/hello; echo answer >/data/answer";
+    let script = "grep ' / ' /proc/mounts; uname -r; cat /proc/cmdline; echo kept >/file; cat /file /data/hello; echo answer >/data/answer";
     let bundle = Bundle::script(lab(), name, script).mount("/data", "bind", &data, &["rbind", "rw"]);
     let file = lab().scratch().join(format!("{name}.toml"));
     std::fs::write(&file, configuration).expect("configuration");
@@ -69,6 +68,28 @@ fn a_share_by_9p() {
         ),
     );
     assert!(said.contains(" / 9p "), "{said}");
+}
+
+#[test]
+fn a_clone_with_a_share_by_9p() {
+    let assets = generic_assets().display();
+    let configuration = format!(
+        "[factory]\nenable_template = true\n[hypervisor.qemu]\nkernel = \"{assets}/vmlinux\"\ninitrd = \"{assets}/initrd.img\"\n\
+         shared_fs = \"virtio-9p\"\n"
+    );
+    for name in ["ninep-made", "ninep-found"] {
+        let said = run_with(name, &configuration);
+        assert!(said.contains(" / 9p ") && said.contains("kata.load="), "{said}");
+    }
+}
+
+#[test]
+fn a_clone_of_a_microvm() {
+    let said = run_with(
+        "micro-clone",
+        "[factory]\nenable_template = true\n[hypervisor.qemu]\nmachine_type = \"microvm\"\n",
+    );
+    assert!(said.contains(" / virtiofs ") && said.contains("kata.load="), "{said}");
 }
 
 #[test]

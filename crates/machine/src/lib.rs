@@ -7,8 +7,10 @@ mod device;
 mod disk;
 mod port;
 mod spec;
+mod template;
 
 pub use device::{Device, Wire};
 pub use disk::{Disk, DiskAccess, DiskAddress, DiskAio};
 pub use port::{Exit, ExitWatch, Machine, MachineError, Transport, Vmm};
 pub use spec::{Accelerator, Boot, Channel, Growth, MachineSpec, MemoryBacking, MemoryGrowth, Size};
+pub use template::{Template, TemplateFiles};

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
-use crate::{Disk, DiskAddress, MachineSpec, Size};
+use crate::{Disk, DiskAddress, MachineSpec, Size, Template, TemplateFiles};
 
 /// A byte stream to the guest's agent.
 pub trait Transport: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
@@ -106,6 +106,27 @@ pub trait Vmm: Send + Sync {
     /// # Errors
     /// See [`MachineError`]; after an error no process and no file of the machine is left.
     async fn boot(&self, spec: &MachineSpec) -> Result<Box<dyn Machine>, MachineError>;
+
+    /// What of `spec`, and of the way in which this driver makes machines, is in a template: one made by another recipe
+    /// cannot be taken for this one.
+    ///
+    /// # Errors
+    /// [`MachineError::Unsupported`] for what this VMM cannot express, or cannot save.
+    fn recipe(&self, spec: &MachineSpec) -> Result<Vec<String>, MachineError>;
+
+    /// Boots the machine until its agent listens, which may take `limit`, writes it into `files`, and ends it. As for
+    /// [`boot`](Self::boot), the VMM ends with the calling thread.
+    ///
+    /// # Errors
+    /// See [`MachineError`]; after an error no process is left, but perhaps parts of the files.
+    async fn save(&self, spec: &MachineSpec, files: &TemplateFiles, limit: Duration) -> Result<(), MachineError>;
+
+    /// Makes a machine of a template whose [`recipe`](Self::recipe) is that of `spec`, and lets the guest run on. The host's
+    /// ends of its devices are those of `spec`. Otherwise as [`boot`](Self::boot).
+    ///
+    /// # Errors
+    /// See [`MachineError`]; after an error no process and no file of the machine is left.
+    async fn restore(&self, spec: &MachineSpec, template: &Template) -> Result<Box<dyn Machine>, MachineError>;
 }
 
 /// A running machine. Dropping it kills the VMM.

@@ -44,6 +44,8 @@ pub struct Facts {
     pub run_dir: PathBuf,
     /// The directory of the host that becomes the guest's share.
     pub share_dir: PathBuf,
+    /// The directory in which a template is made.
+    pub template_dir: PathBuf,
     /// What each path of [`bind_sources`] is.
     pub source_kinds: BTreeMap<PathBuf, SourceKind>,
     /// Major and minor number of each of them that is a block device.

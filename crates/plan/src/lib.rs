@@ -19,6 +19,7 @@ mod print;
 mod seccomp;
 mod share;
 mod sizing;
+mod template;
 mod tree;
 mod volume;
 
@@ -35,5 +36,6 @@ pub use pod::{PodPlan, pod};
 pub use print::Printout;
 pub use share::{GuestMount, SharePlan};
 pub use sizing::Sizing;
+pub use template::{TemplatePlan, template};
 pub use tree::{TREE_BYTES, TREE_ENTRIES, TreePlan};
 pub use volume::{SocketPlan, Visible, VolumePlan, visible};

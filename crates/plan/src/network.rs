@@ -74,8 +74,8 @@ pub fn namespace(wanted: NetworkNamespace, is_engines: bool, config: &Config) ->
     }
 }
 
-/// Decides on the interfaces of a machine with `vcpus`, and says it for people.
-pub(crate) fn decide(config: &Config, facts: &Facts, vcpus: u32) -> (NetworkPlan, Vec<String>) {
+/// Decides on the interfaces of a machine with `vcpus`, and says it for people. `is_clone`: it has as many as any other.
+pub(crate) fn decide(config: &Config, facts: &Facts, vcpus: u32, is_clone: bool) -> (NetworkPlan, Vec<String>) {
     let model = config.runtime.internetworking_model;
     let network = facts.network.as_ref().filter(|_| model != Internetworking::None);
     let Some(network) = network else {
@@ -107,13 +107,15 @@ pub(crate) fn decide(config: &Config, facts: &Facts, vcpus: u32) -> (NetworkPlan
     let interfaces = &network.interfaces;
     let mut notes: Vec<String> = interfaces.iter().map(|one| describe(one, model)).collect();
     notes.extend(network.left_out.iter().map(|why| format!("network: without {why}")));
-    let nics: Vec<NicPlan> = if interfaces.is_empty() {
+    if interfaces.is_empty() {
         notes.push(format!("network: no links yet; {SPARES} interfaces wait for some"));
-        (0..SPARES).map(|number| nic(number, None)).collect()
-    } else {
-        let numbered = interfaces.iter().enumerate();
-        numbered.map(|(number, one)| nic(number, Some(one))).collect()
+    }
+    let count = match interfaces.len() {
+        0 => SPARES,
+        some if is_clone => some.max(SPARES),
+        some => some,
     };
+    let nics = (0..count).map(|number| nic(number, interfaces.get(number))).collect();
     (NetworkPlan { nics }, notes)
 }
 

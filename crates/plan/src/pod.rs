@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use kata_bundle::{Bundle, Role};
 use kata_config::Config;
-use kata_machine::{Accelerator, Boot, Channel, Device, Growth, MachineSpec, MemoryGrowth};
+use kata_machine::{Accelerator, Boot, Channel, Device, Growth, MachineSpec, MemoryGrowth, Size};
 use kata_wire::names::{CHANNEL_PORT, CHANNEL_VSOCK_PORT, LOG_PARAMETER};
 use serde::Serialize;
 
@@ -12,6 +12,7 @@ use crate::cgroup::{self, CgroupPlan};
 use crate::network::{self, NetworkPlan};
 use crate::share::{self, SharePlan};
 use crate::sizing::{self, Sizing};
+use crate::template::{self, TemplatePlan};
 use crate::{Facts, PlanError};
 
 /// Bytes of a path that fit into a unix socket's address.
@@ -29,6 +30,9 @@ pub struct PodPlan {
     pub alone: bool,
     /// The machine.
     pub machine: MachineSpec,
+    /// What it is a clone of; `None` if it boots.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub template: Option<TemplatePlan>,
     /// SELinux label of the VMM.
     pub vmm_label: Option<String>,
     /// From what its size follows.
@@ -57,11 +61,19 @@ pub fn pod(id: &str, bundle: &Bundle, config: &Config, facts: &Facts) -> Result<
             pod_id: pod_id.clone(),
         });
     }
-    let (sizing, size_note) = sizing::decide(bundle, config, facts)?;
+    let template = config
+        .factory
+        .enable_template
+        .then(|| template::template(config, facts))
+        .transpose()?;
+    let (mut sizing, size_note) = sizing::decide(bundle, config, facts)?;
+    if template.is_some() {
+        sizing.begin_small();
+    }
     let size = sizing.boot;
     let (share, share_note) = share::decide(config, facts)?;
     let (channel, channel_note) = channel(config, facts)?;
-    let (network, network_notes) = network::decide(config, facts, size.vcpus);
+    let (network, network_notes) = network::decide(config, facts, size.vcpus, template.is_some());
     let mut notes = vec![
         format!("accelerator: {} ({})", facts.accelerator, facts.accelerator_reason),
         format!(
@@ -74,43 +86,30 @@ pub fn pod(id: &str, bundle: &Bundle, config: &Config, facts: &Facts) -> Result<
         channel_note,
     ];
     notes.extend(network_notes);
-    let mut devices = vec![
-        share.device(config),
-        Device::Rng {
-            source: config.qemu.entropy_source.clone(),
-        },
-        Device::DiskController,
-    ];
-    if config.qemu.reclaim_guest_freed_memory {
-        devices.push(Device::Balloon);
-    }
-    devices.extend(network.devices(config, facts));
-    let machine = MachineSpec {
-        id: id.into(),
-        vmm: facts.vmm.clone(),
-        machine_type: machine_type(config),
-        firmware: config.qemu.firmware.clone(),
-        accelerator: facts.accelerator,
-        cpu_features: cpu_features(config, facts.accelerator),
-        vcpus: size.vcpus,
-        memory_mib: size.memory_mib,
+    let machine = Parts {
+        size,
         growth: growth(&sizing, config),
-        memory_backing: share.memory_backing(),
-        boot: Boot {
-            kernel: facts.kernel.clone(),
-            initrd: facts.initrd.clone(),
-            parameters: parameters(config),
-        },
+        share: &share,
+        network: &network,
         channel,
-        devices,
-        run_dir: facts.run_dir.clone(),
-        seccomp_sandbox: config.qemu.seccompsandbox.clone(),
-        debug: config.qemu.enable_debug,
+    }
+    .assemble(id, config, facts);
+    let template = match template.map(|template| template.fit(&machine)) {
+        Some(Ok(template)) => {
+            notes.push("start: a clone of a template (configured)".into());
+            Some(template)
+        }
+        Some(Err(why)) => {
+            notes.push(format!("start: a boot, without a template: {why}"));
+            None
+        }
+        None => None,
     };
     Ok(PodPlan {
         id: id.into(),
         alone: *bundle.role() == Role::Single,
         machine,
+        template,
         vmm_label: vmm_label(bundle, config, facts),
         sizing,
         cgroups: cgroup::decide(id, bundle, config),
@@ -119,6 +118,53 @@ pub fn pod(id: &str, bundle: &Bundle, config: &Config, facts: &Facts) -> Result<
         hostname: bundle.spec().hostname().clone().unwrap_or_default(),
         notes,
     })
+}
+
+/// What a machine is put together from, beside the configuration.
+pub(crate) struct Parts<'a> {
+    pub size: Size,
+    pub growth: Option<Growth>,
+    pub share: &'a SharePlan,
+    pub network: &'a NetworkPlan,
+    pub channel: Channel,
+}
+
+impl Parts<'_> {
+    pub(crate) fn assemble(self, id: &str, config: &Config, facts: &Facts) -> MachineSpec {
+        let mut devices = vec![
+            self.share.device(config),
+            Device::Rng {
+                source: config.qemu.entropy_source.clone(),
+            },
+            Device::DiskController,
+        ];
+        if config.qemu.reclaim_guest_freed_memory {
+            devices.push(Device::Balloon);
+        }
+        devices.extend(self.network.devices(config, facts));
+        MachineSpec {
+            id: id.into(),
+            vmm: facts.vmm.clone(),
+            machine_type: machine_type(config),
+            firmware: config.qemu.firmware.clone(),
+            accelerator: facts.accelerator,
+            cpu_features: cpu_features(config, facts.accelerator),
+            vcpus: self.size.vcpus,
+            memory_mib: self.size.memory_mib,
+            growth: self.growth,
+            memory_backing: self.share.memory_backing(),
+            boot: Boot {
+                kernel: facts.kernel.clone(),
+                initrd: facts.initrd.clone(),
+                parameters: parameters(config),
+            },
+            channel: self.channel,
+            devices,
+            run_dir: facts.run_dir.clone(),
+            seccomp_sandbox: config.qemu.seccompsandbox.clone(),
+            debug: config.qemu.enable_debug,
+        }
+    }
 }
 
 /// Ids become names of directories, mounts and streams.
@@ -142,7 +188,7 @@ pub(crate) fn socket(run_dir: &Path, name: &str) -> Result<PathBuf, PlanError> {
     Ok(path)
 }
 
-fn channel(config: &Config, facts: &Facts) -> Result<(Channel, String), PlanError> {
+pub(crate) fn channel(config: &Config, facts: &Facts) -> Result<(Channel, String), PlanError> {
     if config.qemu.use_vsock != Some(true) {
         let channel = Channel::Serial {
             port: CHANNEL_PORT.into(),
@@ -170,7 +216,7 @@ fn vmm_label(bundle: &Bundle, config: &Config, facts: &Facts) -> Option<String> 
 }
 
 /// What the machine is prepared for.
-fn growth(sizing: &Sizing, config: &Config) -> Option<Growth> {
+pub(crate) fn growth(sizing: &Sizing, config: &Config) -> Option<Growth> {
     let Sizing { most, fixed: None, .. } = sizing else {
         return None;
     };

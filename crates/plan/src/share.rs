@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use kata_config::{Config, SharedFs};
 use kata_machine::{Device, MemoryBacking};
 use kata_wire::names::{SHARE_MOUNT, SHARE_TAG};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::pod::socket;
 use crate::{Facts, PlanError};
 
 /// The pod's share.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SharePlan {
     /// Served by a vhost-user daemon.
@@ -37,7 +37,7 @@ pub enum SharePlan {
 }
 
 /// A mount that the guest makes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestMount {
     /// `virtiofs` or `9p`.
     pub fs_type: String,

@@ -38,6 +38,14 @@ impl Sizing {
         self.size_for(Demand::sum(containers).max(self.announced))
     }
 
+    /// The machine boots with what it needs for itself, and gets the rest when its containers come. One that keeps its size
+    /// stays as it is.
+    pub(crate) fn begin_small(&mut self) {
+        if self.fixed.is_none() {
+            self.boot = self.base;
+        }
+    }
+
     fn size_for(&self, demand: Demand) -> Size {
         let add = |base: u32, more: u64, most: u32| {
             let sum = u64::from(base).saturating_add(more);
@@ -59,6 +67,26 @@ impl Sizing {
 /// # Errors
 /// [`PlanError::TooLittleMemory`], [`PlanError::Annotation`]
 pub(crate) fn decide(bundle: &Bundle, config: &Config, facts: &Facts) -> Result<(Sizing, String), PlanError> {
+    let at_boot = complete(demand::at_boot(bundle)?, config);
+    let announced = match bundle.role() {
+        // What a container alone asks for is known from itself, and may become less.
+        Role::Single => Demand::default(),
+        Role::Pod | Role::Member { .. } => at_boot,
+    };
+    size_of(at_boot, announced, config, facts)
+}
+
+/// The sizing of a pod that asks for nothing.
+///
+/// # Errors
+/// [`PlanError::TooLittleMemory`]
+pub(crate) fn usual(config: &Config, facts: &Facts) -> Result<Sizing, PlanError> {
+    let at_boot = complete(Demand::default(), config);
+    let (sizing, _) = size_of(at_boot, Demand::default(), config, facts)?;
+    Ok(sizing)
+}
+
+fn size_of(at_boot: Demand, announced: Demand, config: &Config, facts: &Facts) -> Result<(Sizing, String), PlanError> {
     let host_cpus = facts.host_cpus.max(1);
     let host_memory = u32::try_from(facts.host_memory_mib).unwrap_or(u32::MAX);
     let (wish, why) = match (config.qemu.default_memory, facts.accelerator) {
@@ -85,16 +113,11 @@ pub(crate) fn decide(bundle: &Bundle, config: &Config, facts: &Facts) -> Result<
             .max(base.memory_mib),
     };
     let fixed = fixed(config);
-    let at_boot = at_boot(bundle, config)?;
     let mut sizing = Sizing {
         base,
         boot: base,
         most,
-        // What a container alone asks for is known from itself, and may become less.
-        announced: match bundle.role() {
-            Role::Single => Demand::default(),
-            Role::Pod | Role::Member { .. } => at_boot,
-        },
+        announced,
         fixed,
     };
     let size = sizing.size_for(at_boot);
@@ -125,8 +148,8 @@ pub(crate) fn decide(bundle: &Bundle, config: &Config, facts: &Facts) -> Result<
     Ok((sizing, note))
 }
 
-fn at_boot(bundle: &Bundle, config: &Config) -> Result<Demand, PlanError> {
-    let mut announced = demand::at_boot(bundle)?;
+/// With what is added for containers that do not say.
+fn complete(mut announced: Demand, config: &Config) -> Demand {
     if config.runtime.static_sandbox_resource_mgmt {
         // What nobody has spoken of cannot be added later.
         if announced.cpu_millis == 0 {
@@ -136,7 +159,7 @@ fn at_boot(bundle: &Bundle, config: &Config) -> Result<Demand, PlanError> {
             announced.memory_mib = config.runtime.static_sandbox_default_workload_mem.into();
         }
     }
-    Ok(announced)
+    announced
 }
 
 fn fixed(config: &Config) -> Option<&'static str> {

@@ -15,18 +15,16 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
+
+use crate::news::{Deletions, Events, Listening};
 
 /// The longest line that is listened to, bytes.
 const LINE_LIMIT: usize = 1 << 20;
 
 /// Longest wait for room in the socket; QEMU reads commands one at a time, but reads.
 const WRITE_LIMIT: Duration = Duration::from_secs(5);
-
-/// How many devices may leave before who waits for one must have looked.
-const DELETED_KEPT: usize = 16;
 
 /// Why a command has no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -75,7 +73,7 @@ impl From<io::Error> for ControlError {
 #[derive(Debug)]
 pub(crate) struct Control {
     requests: mpsc::Sender<Request>,
-    deleted: broadcast::Sender<String>,
+    events: Events,
 }
 
 /// What QEMU has said about the guest's end, once it has.
@@ -109,9 +107,9 @@ impl Control {
             _ => return Err(garbage(&greeting)),
         }
         let (requests, received) = mpsc::channel(8);
-        let deleted = broadcast::Sender::new(DELETED_KEPT);
-        tokio::spawn(converse(lines, writer, received, last_words, deleted.clone()));
-        let control = Self { requests, deleted };
+        let events = Events::default();
+        tokio::spawn(converse(lines, writer, received, last_words, events.clone()));
+        let control = Self { requests, events };
         control.execute("qmp_capabilities", limit).await?;
         Ok(control)
     }
@@ -126,7 +124,12 @@ impl Control {
 
     /// Listens from now on for devices that leave the machine.
     pub(crate) fn deletions(&self) -> Deletions {
-        Deletions(self.deleted.subscribe())
+        self.events.deletions()
+    }
+
+    /// Listens from now on for other events.
+    pub(crate) fn listen(&self) -> Listening {
+        self.events.listen()
     }
 
     /// Runs a command with its arguments (an object, or null for none), and a descriptor that is handed over with it.
@@ -157,39 +160,13 @@ impl Control {
     }
 }
 
-/// Names of devices as they leave the machine.
-#[derive(Debug)]
-pub(crate) struct Deletions(broadcast::Receiver<String>);
-
-impl Deletions {
-    /// Waits until the device `name` has left.
-    ///
-    /// # Errors
-    /// [`ControlError::Silent`], [`ControlError::Closed`]
-    pub(crate) async fn wait_for(mut self, name: &str, limit: Duration) -> Result<(), ControlError> {
-        let heard = async {
-            loop {
-                match self.0.recv().await {
-                    Ok(device) if device != name => {}
-                    // So many have left that some names are lost: perhaps this one.
-                    Ok(_) | Err(RecvError::Lagged(_)) => return Ok(()),
-                    Err(RecvError::Closed) => return Err(ControlError::Closed),
-                }
-            }
-        };
-        timeout(limit, heard)
-            .await
-            .map_err(|_| ControlError::Silent { limit })?
-    }
-}
-
 /// The task that owns the socket, until one of its ends closes or says what is not QMP.
 async fn converse(
     mut lines: Lines,
     mut writer: OwnedWriteHalf,
     mut requests: mpsc::Receiver<Request>,
     last_words: LastWords,
-    deleted: broadcast::Sender<String>,
+    events: Events,
 ) {
     let mut waiting: HashMap<u64, Request> = HashMap::new();
     let mut number = 0;
@@ -203,10 +180,7 @@ async fn converse(
                 },
                 Ok(Line::Event { name, data }) => {
                     note_event(&name, &data, &last_words);
-                    if let ("DEVICE_DELETED", Some(device)) = (name.as_str(), data["device"].as_str()) {
-                        // Mostly nobody waits.
-                        let _ = deleted.send(device.to_owned());
-                    }
+                    events.tell(&name, &data);
                 }
                 Ok(Line::Greeting { .. }) => break ControlError::Garbage { what: "a second greeting".into() },
                 Err(error) => break error,

@@ -60,11 +60,15 @@ pub(crate) struct Process {
     exit: ExitWatch,
 }
 
-/// Starts `line` in a process group of its own, with `nodes` open; it dies with the calling thread.
+/// Starts `line` in a process group of its own, with `files` open under their numbers; it dies with the calling thread.
 ///
 /// # Errors
 /// [`MachineError::Start`], [`MachineError::Host`]
-pub(crate) fn launch(line: &[String], nodes: &[Node], console_log: Option<File>) -> Result<Launched, MachineError> {
+pub(crate) fn launch(
+    line: &[String],
+    files: Vec<(File, RawFd)>,
+    console_log: Option<File>,
+) -> Result<Launched, MachineError> {
     let [program, arguments @ ..] = line else {
         return Err(MachineError::Unsupported("an empty command line".into()));
     };
@@ -79,20 +83,16 @@ pub(crate) fn launch(line: &[String], nodes: &[Node], console_log: Option<File>)
         .stderr(Stdio::piped())
         .process_group(0);
     die_with_parent(&mut command);
-    let opened = open_nodes(nodes)?;
     give_fds(
         &mut command,
-        opened
-            .iter()
-            .map(|(file, number)| (file.as_raw_fd(), *number))
-            .collect(),
+        files.iter().map(|(file, number)| (file.as_raw_fd(), *number)).collect(),
     );
     // Its own file server (virtio-9p) would make those that the guest asks for, with the host's numbers.
     forbid_device_nodes(&mut command);
     let mut command = Command::from(command);
     let spawned = command.kill_on_drop(true).spawn();
     // The command still holds their ends; while it does, the console would not end with QEMU.
-    drop((command, opened));
+    drop((command, files));
     let start_error = |source| MachineError::Start {
         vmm: program.into(),
         source,
@@ -236,7 +236,11 @@ fn socket_pair(what: &str) -> Result<(UnixStream, OwnedFd), MachineError> {
     })
 }
 
-fn open_nodes(nodes: &[Node]) -> Result<Vec<(File, RawFd)>, MachineError> {
+/// Opens the files that [`launch`] hands over.
+///
+/// # Errors
+/// [`MachineError::Host`]
+pub(crate) fn open_nodes(nodes: &[Node]) -> Result<Vec<(File, RawFd)>, MachineError> {
     let open = |node: &Node| {
         let (name, opened) = match &node.wire {
             Wire::Tap { name } => (name.clone(), open_tap(name, node.several)),

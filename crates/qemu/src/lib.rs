@@ -1,7 +1,7 @@
 //! The QEMU driver: a [`MachineSpec`] becomes a QEMU process that is driven by QMP.
 //!
 //! `render` decides (pure), `launch` starts and watches the process, `control` talks QMP, `disk` attaches disks, `channel` reaches the agent,
-//! `accelerator` finds out whether KVM is usable. No file is written but `console.log`, and that only for debugging.
+//! `template` saves a machine and makes others of it, `accelerator` finds out whether KVM is usable. No file is written but `console.log`, and that only for debugging.
 
 mod accelerator;
 mod board;
@@ -10,15 +10,17 @@ mod control;
 mod disk;
 mod launch;
 mod machine;
+mod news;
 mod render;
 mod room;
 mod tail;
+mod template;
 mod version;
 
 use std::time::Duration;
 
 use async_trait::async_trait;
-use kata_machine::{Machine, MachineError, MachineSpec, Vmm};
+use kata_machine::{Machine, MachineError, MachineSpec, Template, TemplateFiles, Vmm};
 
 pub use accelerator::{AcceleratorChoice, probe};
 pub use version::{VersionError, version};
@@ -33,10 +35,22 @@ pub struct Qemu;
 #[async_trait]
 impl Vmm for Qemu {
     fn command_line(&self, spec: &MachineSpec) -> Result<Vec<String>, MachineError> {
-        machine::command_line(spec)
+        machine::command_line(spec, render::Start::Boot)
     }
 
     async fn boot(&self, spec: &MachineSpec) -> Result<Box<dyn Machine>, MachineError> {
         Ok(Box::new(machine::boot(spec, GREETING_LIMIT).await?))
+    }
+
+    fn recipe(&self, spec: &MachineSpec) -> Result<Vec<String>, MachineError> {
+        template::recipe(spec)
+    }
+
+    async fn save(&self, spec: &MachineSpec, files: &TemplateFiles, limit: Duration) -> Result<(), MachineError> {
+        template::save(spec, files, GREETING_LIMIT, limit).await
+    }
+
+    async fn restore(&self, spec: &MachineSpec, template: &Template) -> Result<Box<dyn Machine>, MachineError> {
+        Ok(Box::new(template::restore(spec, template, GREETING_LIMIT).await?))
     }
 }

@@ -16,6 +16,8 @@ use tokio::time::timeout;
 use crate::control::{Control, ControlError};
 use crate::disk::Disks;
 use crate::launch::{self, Launched, Process};
+use crate::news::{Listening, News};
+use crate::render::{MEMORY_FD, Start};
 use crate::room::Room;
 use crate::tail::Tail;
 use crate::{channel, render};
@@ -45,7 +47,7 @@ pub(crate) struct QemuMachine {
 ///
 /// # Errors
 /// [`MachineError::Unsupported`]
-pub(crate) fn command_line(spec: &MachineSpec) -> Result<Vec<String>, MachineError> {
+pub(crate) fn command_line(spec: &MachineSpec, start: Start<'_>) -> Result<Vec<String>, MachineError> {
     // It does not change while this process runs, and takes 10 ms to find out.
     static TSC_KHZ: OnceLock<Option<u32>> = OnceLock::new();
     let tsc_khz = if render::needs_tsc_frequency(spec) {
@@ -53,17 +55,34 @@ pub(crate) fn command_line(spec: &MachineSpec) -> Result<Vec<String>, MachineErr
     } else {
         None
     };
-    render::command_line(spec, tsc_khz)
+    render::command_line(spec, start, tsc_khz)
 }
 
-/// Starts QEMU; it greets within `greeting_limit`, or is killed.
+/// Starts QEMU, whose machine boots; it greets within `greeting_limit`, or is killed.
 ///
 /// # Errors
 /// See [`MachineError`].
 pub(crate) async fn boot(spec: &MachineSpec, greeting_limit: Duration) -> Result<QemuMachine, MachineError> {
-    let line = command_line(spec)?;
-    check_readable("the guest's kernel", &spec.boot.kernel)?;
-    check_readable("the guest's initramfs", &spec.boot.initrd)?;
+    start(spec, Start::Boot, None, greeting_limit).await
+}
+
+/// Starts QEMU, with the memory of a template if it is to have one; it greets within `greeting_limit`, or is killed.
+///
+/// # Errors
+/// See [`MachineError`].
+pub(crate) async fn start(
+    spec: &MachineSpec,
+    start: Start<'_>,
+    memory: Option<File>,
+    greeting_limit: Duration,
+) -> Result<QemuMachine, MachineError> {
+    let line = command_line(spec, start)?;
+    if start != Start::Restore {
+        check_readable("the guest's kernel", &spec.boot.kernel)?;
+        check_readable("the guest's initramfs", &spec.boot.initrd)?;
+    }
+    let mut files = launch::open_nodes(&render::nodes(spec))?;
+    files.extend(memory.map(|file| (file, MEMORY_FD)));
 
     let mut traces = Traces::of(spec);
     let console_log = spec.debug.then(|| launch::open_log(&traces.console_log)).transpose()?;
@@ -73,7 +92,7 @@ pub(crate) async fn boot(spec: &MachineSpec, greeting_limit: Duration) -> Result
         control,
         console,
         last_words,
-    } = launch::launch(&line, &render::nodes(spec), console_log)?;
+    } = launch::launch(&line, files, console_log)?;
     let greeted = tokio::select! {
         greeted = Control::open(control, last_words, greeting_limit) => greeted,
         _ = process.ended() => Err(ControlError::Closed),
@@ -175,6 +194,29 @@ impl Drop for Traces {
 impl QemuMachine {
     async fn execute(&self, command: &'static str) -> Result<(), MachineError> {
         self.execute_with(command, Value::Null, None).await
+    }
+
+    /// Listens from now on for what happens to the machine.
+    pub(crate) fn listen(&self) -> Listening {
+        self.control.listen()
+    }
+
+    /// Waits for an event of which `look` makes something; `what` says in messages what was waited for.
+    pub(crate) async fn hear<T>(
+        &self,
+        listening: &mut Listening,
+        what: &str,
+        look: impl FnMut(News) -> Option<T>,
+        limit: Duration,
+    ) -> Result<T, MachineError> {
+        let heard = tokio::select! {
+            heard = listening.hear(look, limit) => heard,
+            _ = self.process.ended() => Err(ControlError::Closed),
+        };
+        match heard {
+            Ok(answer) => Ok(answer),
+            Err(error) => Err(explain(&self.process, &self.vmm, what, error).await),
+        }
     }
 
     /// Removes a device, and waits until it has left.

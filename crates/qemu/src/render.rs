@@ -27,6 +27,23 @@ const VIRTIO_MEMORY_BACKEND: &str = "vmem-ram";
 /// MiB for translated code. The default is 1 GiB, of which a busy guest fills as much as it can; 64 MiB boots as fast.
 const TRANSLATION_BUFFER_MIB: u32 = 64;
 
+/// The id of the port by which the agent is reached.
+pub(crate) const AGENT_PORT: &str = "agent-port";
+
+/// The number under which a machine of a template finds its memory open.
+pub(crate) const MEMORY_FD: RawFd = 9;
+
+/// How a machine begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Start<'a> {
+    /// With its kernel.
+    Boot,
+    /// The same as soon as it is told to, and its memory is this file.
+    Save(&'a Path),
+    /// Where a template ended: its memory is open as [`MEMORY_FD`], and the rest is told to it.
+    Restore,
+}
+
 /// Whether [`command_line`] wants to know how fast the host's time stamp counter counts.
 pub(crate) fn needs_tsc_frequency(spec: &MachineSpec) -> bool {
     Board::parse(&spec.machine_type).is_ok_and(|board| board.needs_tsc_frequency(spec.accelerator))
@@ -36,15 +53,19 @@ pub(crate) fn needs_tsc_frequency(spec: &MachineSpec) -> bool {
 ///
 /// # Errors
 /// [`MachineError::Unsupported`], saying what cannot be expressed.
-pub(crate) fn command_line(spec: &MachineSpec, tsc_khz: Option<u32>) -> Result<Vec<String>, MachineError> {
+pub(crate) fn command_line(
+    spec: &MachineSpec,
+    start: Start<'_>,
+    tsc_khz: Option<u32>,
+) -> Result<Vec<String>, MachineError> {
     check_sizes(spec)?;
     let board = Board::parse(&spec.machine_type)?;
     board.check_growth(spec.growth.as_ref())?;
     let mut line = Line(vec![text(&spec.vmm)?.to_owned()]);
     name(&mut line, spec);
-    machine(&mut line, spec, &board);
-    cpu_and_memory(&mut line, spec);
-    boot(&mut line, spec, &board, tsc_khz)?;
+    machine(&mut line, spec, start, &board);
+    cpu_and_memory(&mut line, spec, start)?;
+    boot(&mut line, spec, start, &board, tsc_khz)?;
     virtio_memory(&mut line, spec, &board);
     control(&mut line);
     channel(&mut line, spec, &board)?;
@@ -79,9 +100,9 @@ fn name(line: &mut Line, spec: &MachineSpec) {
     }
 }
 
-fn machine(line: &mut Line, spec: &MachineSpec, board: &Board) {
+fn machine(line: &mut Line, spec: &MachineSpec, start: Start<'_>, board: &Board) {
     let mut options = board.option();
-    if spec.memory_backing == MemoryBacking::SharedMemfd {
+    if spec.memory_backing == MemoryBacking::SharedMemfd || start != Start::Boot {
         options.push_str(",memory-backend=ram");
     }
     line.add("-machine", options);
@@ -99,7 +120,7 @@ fn machine(line: &mut Line, spec: &MachineSpec, board: &Board) {
     );
 }
 
-fn cpu_and_memory(line: &mut Line, spec: &MachineSpec) {
+fn cpu_and_memory(line: &mut Line, spec: &MachineSpec, start: Start<'_>) -> Result<(), MachineError> {
     let model = match spec.accelerator {
         Accelerator::Kvm => "host",
         // The guest's kernel copies and clears memory by the byte where string instructions are said to be fast, and TCG
@@ -118,9 +139,37 @@ fn cpu_and_memory(line: &mut Line, spec: &MachineSpec) {
     let max_vcpus = spec.growth.map_or(spec.vcpus, |growth| growth.vcpus);
     line.add("-smp", format!("cpus={},maxcpus={max_vcpus}", spec.vcpus));
     line.add("-m", memory(spec));
-    if spec.memory_backing == MemoryBacking::SharedMemfd {
-        line.add("-object", memory_backend(spec.memory_backing, "ram", spec.memory_mib));
+    let size = spec.memory_mib;
+    match (start, spec.memory_backing) {
+        (Start::Boot, MemoryBacking::Private) => {}
+        (Start::Boot, backing) => line.add("-object", memory_backend(backing, "ram", size)),
+        (Start::Save(file), _) => line.add("-object", memory_file(text(file)?, size, "share=on")),
+        // All see the template's pages until they write to them.
+        (Start::Restore, MemoryBacking::Private) => {
+            line.add(
+                "-object",
+                memory_file(&descriptor(MEMORY_FD), size, "share=off,readonly=on,rom=off"),
+            );
+        }
+        // What the daemons share cannot be shared with others, too: it is a copy.
+        (Start::Restore, MemoryBacking::SharedMemfd) => {
+            line.add("-object", memory_file(&descriptor(MEMORY_FD), size, "share=on"));
+        }
     }
+    Ok(())
+}
+
+/// Memory that is a file, as `-object` takes it.
+fn memory_file(path: &str, size_mib: u32, options: &str) -> String {
+    format!(
+        "memory-backend-file,id=ram,size={size_mib}M,mem-path={},{options}",
+        escape(path)
+    )
+}
+
+/// A file that QEMU finds open, by a name that it can open.
+fn descriptor(number: RawFd) -> String {
+    format!("/proc/self/fd/{number}")
 }
 
 /// Memory now, and room for more.
@@ -170,7 +219,13 @@ fn memory_backend(backing: MemoryBacking, id: &str, size_mib: u32) -> String {
     }
 }
 
-fn boot(line: &mut Line, spec: &MachineSpec, board: &Board, tsc_khz: Option<u32>) -> Result<(), MachineError> {
+fn boot(
+    line: &mut Line,
+    spec: &MachineSpec,
+    start: Start<'_>,
+    board: &Board,
+    tsc_khz: Option<u32>,
+) -> Result<(), MachineError> {
     line.add(
         "-bios",
         match &spec.firmware {
@@ -178,6 +233,14 @@ fn boot(line: &mut Line, spec: &MachineSpec, board: &Board, tsc_khz: Option<u32>
             None => board.firmware(),
         },
     );
+    match start {
+        Start::Boot => {}
+        Start::Save(_) => line.0.push("-S".into()),
+        Start::Restore => {
+            line.add("-incoming", "defer");
+            return Ok(());
+        }
+    }
     line.add("-kernel", text(&spec.boot.kernel)?);
     line.add("-initrd", text(&spec.boot.initrd)?);
     line.add("-append", kernel_parameters(spec, board, tsc_khz).join(" "));
@@ -218,7 +281,7 @@ fn channel(line: &mut Line, spec: &MachineSpec, board: &Board) -> Result<(), Mac
             line.add("-device", board.virtio("virtio-serial", "id=serial"));
             line.add(
                 "-device",
-                format!("virtserialport,chardev=channel,name={}", escape(port)),
+                format!("virtserialport,id={AGENT_PORT},chardev=channel,name={}", escape(port)),
             );
         }
         Channel::Vsock { cid, .. } => {
@@ -322,7 +385,7 @@ pub(crate) struct Node {
     pub number: RawFd,
 }
 
-/// The number of the first of [`nodes`]; below are stdio and what a C library may want early.
+/// The number of the first of [`nodes`]; below are [`MEMORY_FD`], stdio and what a C library may want early.
 const FIRST_NODE: RawFd = 10;
 
 /// What QEMU must find open, in the order in which the command line names it: each interface once for each queue.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use kata_agent_client::{Agent, connect};
 use kata_cgroup::{Groups, Part};
-use kata_machine::{Device, Machine};
+use kata_machine::{Device, Machine, Template};
 use kata_plan::{GuestMount, PodPlan, SharePlan};
 use kata_storage::namespace;
 use kata_storage::share::FileServer;
@@ -19,6 +19,7 @@ use crate::label::NextLabel;
 use crate::recover;
 use crate::sandbox::{Sandbox, now_unix_nanos};
 use crate::step::Steps;
+use crate::template::Chosen;
 use crate::{localhost, network};
 
 /// How long a machine gets to end by itself when it is told to.
@@ -33,21 +34,14 @@ impl Sandbox {
         for note in &plan.notes {
             tracing::info!("{note}");
         }
-        let began = Instant::now();
+        // Before anything is made for the pod: what the template takes is not the pod's.
+        let chosen = self.choose_template(plan).await;
         let groups = self.make_cgroups(plan, steps).await?;
         self.make_share(steps)?;
-        let started = self.start_file_server(plan, steps).await?;
         let networked = Instant::now();
         self.make_network(&plan.network, steps).await?;
         self.note("make the network", networked).await;
-        groups.enter(Part::Vmm);
-        let machine = self.start_machine(plan, steps).await;
-        groups.enter(Part::Rest);
-        let machine = machine?;
-        self.watch(&machine, started);
-        let vmm_ready = Instant::now();
-        self.note("start the file server and the VMM", began).await;
-        let guest = self.reach_agent(plan, machine.clone(), vmm_ready, steps).await?;
+        let (machine, guest) = self.start_guest(plan, chosen, &groups, steps).await?;
         if self.network.is_some() {
             serve_localhost(&guest, steps)?;
         }
@@ -60,14 +54,65 @@ impl Sandbox {
             alone: plan.alone,
             pin: self.config.runtime.enable_vcpus_pinning,
         });
-        let kept = guest.clone();
+        let (kept, driven) = (guest.clone(), machine.clone());
         self.ask(move |state| {
             state.guest = Some(kept);
-            state.machine = Some(machine);
+            state.machine = Some(driven);
             state.fitting = Some(fitting);
         })
         .await?;
+        self.watch(&machine);
         Ok(guest)
+    }
+
+    /// Starts the machine and what serves it, and sets its guest up. A template of which no machine can be made is given up
+    /// for a boot.
+    async fn start_guest(
+        &self,
+        plan: &PodPlan,
+        chosen: Option<Chosen>,
+        groups: &Groups,
+        steps: &mut Steps,
+    ) -> Result<(Arc<dyn Machine>, Agent), SandboxError> {
+        if let Some(chosen) = chosen {
+            let mut branch = steps.branch();
+            match self.start_from(plan, Some(&chosen.template), groups, &mut branch).await {
+                Err(error) if may_be_templates(&error) => {
+                    branch.undo().await;
+                    self.discard_template(&chosen, &error);
+                }
+                started => {
+                    steps.join(branch);
+                    return started;
+                }
+            }
+        }
+        self.start_from(plan, None, groups, steps).await
+    }
+
+    /// The same, of this template, or with a boot.
+    async fn start_from(
+        &self,
+        plan: &PodPlan,
+        template: Option<&Template>,
+        groups: &Groups,
+        steps: &mut Steps,
+    ) -> Result<(Arc<dyn Machine>, Agent), SandboxError> {
+        let began = Instant::now();
+        let file_server = self.start_file_server(plan, steps).await?;
+        groups.enter(Part::Vmm);
+        let machine = self.start_machine(plan, template, steps).await;
+        groups.enter(Part::Rest);
+        let machine = machine?;
+        if let Some(words) = file_server {
+            end_with(&machine, words);
+        }
+        let vmm_ready = Instant::now();
+        self.note("start the file server and the VMM", began).await;
+        let guest = self
+            .reach_agent(plan, machine.clone(), template.is_some(), vmm_ready, steps)
+            .await?;
+        Ok((machine, guest))
     }
 
     /// Makes the pod's cgroups and goes where everything begins that is not the guest.
@@ -153,7 +198,12 @@ impl Sandbox {
         Ok(Some(words))
     }
 
-    async fn start_machine(&self, plan: &PodPlan, steps: &mut Steps) -> Result<Arc<dyn Machine>, SandboxError> {
+    async fn start_machine(
+        &self,
+        plan: &PodPlan,
+        template: Option<&Template>,
+        steps: &mut Steps,
+    ) -> Result<Arc<dyn Machine>, SandboxError> {
         steps.next("machine")?;
         let label = plan.vmm_label.as_deref().map(NextLabel::set).transpose();
         let label = label.map_err(|source| SandboxError::Host {
@@ -161,9 +211,12 @@ impl Sandbox {
             path: "/proc/thread-self/attr/exec".into(),
             source,
         })?;
-        let booted = self.vmm.boot(&plan.machine).await;
+        let started = match template {
+            Some(template) => self.vmm.restore(&plan.machine, template).await,
+            None => self.vmm.boot(&plan.machine).await,
+        };
         drop(label);
-        let machine: Arc<dyn Machine> = Arc::from(booted?);
+        let machine: Arc<dyn Machine> = Arc::from(started?);
         let halted = machine.clone();
         steps.done("machine", move || async move {
             halted.halt(HALT_GRACE).await;
@@ -174,8 +227,8 @@ impl Sandbox {
         Ok(machine)
     }
 
-    /// Sees to it that the end of the machine ends its containers, and the end of the file server the machine.
-    fn watch(&self, machine: &Arc<dyn Machine>, file_server: Option<oneshot::Receiver<String>>) {
+    /// Sees to it that the end of the machine ends its containers.
+    fn watch(&self, machine: &Arc<dyn Machine>) {
         let mut exit = machine.exit();
         let owner = self.owner.clone();
         let watched = machine.clone();
@@ -190,33 +243,20 @@ impl Sandbox {
             }
             owner.tell(|state| state.machine_lost());
         });
-        if let Some(words) = file_server {
-            let machine = machine.clone();
-            tokio::spawn(async move {
-                let Ok(words) = words.await else { return };
-                // It ends when the VMM has closed its connection, a moment before the end of the VMM is known.
-                let mut exit = machine.exit();
-                if tokio::time::timeout(VMM_END, exit.wait_for(Option::is_some))
-                    .await
-                    .is_err()
-                {
-                    tracing::error!("{words}; the machine cannot go on without it");
-                    machine.halt(Duration::ZERO).await;
-                }
-            });
-        }
     }
 
     async fn reach_agent(
         &self,
         plan: &PodPlan,
         machine: Arc<dyn Machine>,
+        is_clone: bool,
         booted: Instant,
         steps: &mut Steps,
     ) -> Result<Agent, SandboxError> {
         steps.next("agent")?;
         let mut exit = machine.exit();
-        let limit = self.config.agent_answer_limit();
+        // A clone answers at once, or a boot is to follow.
+        let limit = self.config.agent_answer_limit() / if is_clone { 3 } else { 1 };
         let reaching = async {
             let transport = machine.connect().await?;
             let console = || machine.console_tail();
@@ -245,6 +285,10 @@ impl Sandbox {
             kernel = details.kernel_release,
             "the guest is up"
         );
+        if is_clone {
+            self.note("reach and set up the clone", booted).await;
+            return Ok(agent);
+        }
         let kernel = Duration::from_micros(details.agent_started_usecs);
         let agent_start = Duration::from_micros(details.agent_ready_usecs.saturating_sub(details.agent_started_usecs));
         self.ask(move |state| {
@@ -264,6 +308,31 @@ impl Sandbox {
         // Fails only while the process is going down, when times matter to nobody.
         let _ = self.ask(move |state| state.timeline.note(name, from)).await;
     }
+}
+
+/// What a damaged template leads to: a machine that cannot be made, falls, or stays silent. An agent that refuses is sound.
+fn may_be_templates(error: &SandboxError) -> bool {
+    matches!(
+        error,
+        SandboxError::Machine(_) | SandboxError::NoAgent { .. } | SandboxError::EndedEarly { .. }
+    )
+}
+
+/// Sees to it that the machine ends when its file server does, whose last words come then.
+fn end_with(machine: &Arc<dyn Machine>, file_server: oneshot::Receiver<String>) {
+    let machine = machine.clone();
+    tokio::spawn(async move {
+        let Ok(words) = file_server.await else { return };
+        // It ends when the VMM has closed its connection, a moment before the end of the VMM is known.
+        let mut exit = machine.exit();
+        if tokio::time::timeout(VMM_END, exit.wait_for(Option::is_some))
+            .await
+            .is_err()
+        {
+            tracing::error!("{words}; the machine cannot go on without it");
+            machine.halt(Duration::ZERO).await;
+        }
+    });
 }
 
 /// Not every host can do it, and a pod can do without.

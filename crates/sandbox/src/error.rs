@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use kata_agent_client::{AgentError, ConnectError};
 use kata_bundle::BundleError;
 use kata_config::ConfigError;
+use kata_factory::FactoryError;
 use kata_machine::MachineError;
 use kata_net::macvtap::MacvtapError;
 use kata_net::tap::TapError;
@@ -44,6 +45,12 @@ pub enum SandboxError {
     /// The machine did not start or obey.
     #[error(transparent)]
     Machine(#[from] MachineError),
+    /// The store of templates is unusable.
+    #[error(transparent)]
+    Factory(#[from] FactoryError),
+    /// A template was not made; in the words of who tried.
+    #[error("{0}")]
+    Template(String),
     /// The machine runs, but nobody answers in it.
     #[error("no agent in the guest{}", said(console))]
     NoAgent {

@@ -23,6 +23,7 @@ mod sockets;
 pub mod stdio;
 pub mod step;
 pub mod survey;
+pub mod template;
 pub mod timeline;
 mod tree;
 

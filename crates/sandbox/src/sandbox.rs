@@ -93,6 +93,8 @@ pub struct Surroundings {
     pub hierarchies: Hierarchies,
     /// Where events go.
     pub events: mpsc::UnboundedSender<Event>,
+    /// The program that makes templates ([`crate::template::MAKER_ACTION`]); without one, only those are used that are there.
+    pub maker: Option<PathBuf>,
     /// Steps that tests make fail.
     pub faults: Faults,
 }
@@ -265,6 +267,7 @@ pub struct Sandbox {
     pub(crate) network: Option<PodNamespace>,
     pub(crate) origin: Arc<Origin>,
     pub(crate) hierarchies: Arc<Hierarchies>,
+    pub(crate) maker: Option<PathBuf>,
     pub(crate) faults: Faults,
 }
 
@@ -280,6 +283,7 @@ impl Sandbox {
             origin,
             hierarchies,
             events,
+            maker,
             faults,
         } = surroundings;
         let id = Arc::from(record.id.as_str());
@@ -310,6 +314,7 @@ impl Sandbox {
             network,
             origin,
             hierarchies: Arc::new(hierarchies),
+            maker,
             faults,
         }
     }

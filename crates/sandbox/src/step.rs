@@ -92,6 +92,16 @@ impl Steps {
         self.faults.clone()
     }
 
+    /// An empty list, counted with this one: for what may be taken back while the rest stays.
+    pub fn branch(&self) -> Self {
+        Self::new(self.faults.clone())
+    }
+
+    /// What was done on a branch stays, and is taken back before what was done here.
+    pub fn join(&mut self, branch: Self) {
+        self.done.extend(branch.done);
+    }
+
     /// Takes everything back, last first.
     pub async fn undo(mut self) {
         while let Some((name, undo)) = self.done.pop() {
@@ -122,6 +132,30 @@ mod tests {
         }
         steps.undo().await;
         assert_eq!(*order.lock().expect("lock"), ["c", "b", "a"]);
+    }
+
+    #[tokio::test]
+    async fn a_branch_is_taken_back_alone_or_with_the_rest() {
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let note = |steps: &mut Steps, name: &'static str| {
+            let order = order.clone();
+            steps.done(name, move || async move {
+                order.lock().expect("lock").push(name);
+                Ok(())
+            });
+        };
+        let mut steps = Steps::new(Faults::none());
+        note(&mut steps, "a");
+        let mut branch = steps.branch();
+        note(&mut branch, "b");
+        branch.undo().await;
+        assert_eq!(*order.lock().expect("lock"), ["b"]);
+        let mut branch = steps.branch();
+        note(&mut branch, "c");
+        steps.join(branch);
+        note(&mut steps, "d");
+        steps.undo().await;
+        assert_eq!(*order.lock().expect("lock"), ["b", "d", "c", "a"]);
     }
 
     #[test]

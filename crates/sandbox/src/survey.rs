@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use kata_bundle::oci::Spec;
 use kata_config::Config;
+use kata_factory::Store;
 use kata_plan::{DiskRootfs, DiskSource, Facts, MemoryFacts, MemoryKind, SourceKind};
 use kata_storage::copy;
 use kata_storage::mount::EngineMount;
@@ -62,24 +63,10 @@ fn list(paths: &[PathBuf]) -> String {
 /// # Errors
 /// [`SurveyError`]
 pub fn facts(config: &Config, home: &Home, spec: &Spec, rootfs: &[EngineMount]) -> Result<Facts, SurveyError> {
-    let (kernel, initrd) = assets(config)?;
-    let choice = kata_qemu::probe();
-    let vsock = Path::new("/dev/vhost-vsock").exists();
     let sources = kata_plan::bind_sources(spec);
+    let host = host(config)?;
     Ok(Facts {
-        selinux: Path::new("/sys/fs/selinux/enforce").exists(),
-        accelerator: choice.accelerator,
-        accelerator_reason: choice.reason,
-        host_cpus: std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(1)),
-        host_memory_mib: memory_mib(),
-        vmm: config.qemu.path.clone(),
-        kernel,
-        initrd,
-        virtiofsd: file_server(config)?,
-        vhost_vsock: vsock,
-        vsock_cid: vsock.then(|| vsock_cid(home)),
-        vhost_net: can_open(Path::new("/dev/vhost-net")),
-        network: None,
+        vsock_cid: host.vhost_vsock.then(|| vsock_cid(home)),
         run_dir: home.path().to_owned(),
         share_dir: home.share(),
         block_devices: sources
@@ -99,6 +86,39 @@ pub fn facts(config: &Config, home: &Home, spec: &Spec, rootfs: &[EngineMount]) 
             .filter_map(|source| Some((source.clone(), in_memory(&source)?)))
             .collect(),
         small_trees: small_trees(kata_plan::tree_sources(spec)),
+        ..host
+    })
+}
+
+/// Gathers the facts that are the same for all pods of this configuration.
+///
+/// # Errors
+/// [`SurveyError`]
+pub fn host(config: &Config) -> Result<Facts, SurveyError> {
+    let (kernel, initrd) = assets(config)?;
+    let choice = kata_qemu::probe();
+    Ok(Facts {
+        selinux: Path::new("/sys/fs/selinux/enforce").exists(),
+        accelerator: choice.accelerator,
+        accelerator_reason: choice.reason,
+        host_cpus: std::thread::available_parallelism().map_or(1, |count| u32::try_from(count.get()).unwrap_or(1)),
+        host_memory_mib: memory_mib(),
+        vmm: config.qemu.path.clone(),
+        kernel,
+        initrd,
+        virtiofsd: file_server(config)?,
+        vhost_vsock: Path::new("/dev/vhost-vsock").exists(),
+        vsock_cid: None,
+        vhost_net: can_open(Path::new("/dev/vhost-net")),
+        network: None,
+        run_dir: PathBuf::new(),
+        share_dir: PathBuf::new(),
+        template_dir: Store::at(&config.factory.template_path).half_made(),
+        source_kinds: BTreeMap::new(),
+        block_devices: BTreeMap::new(),
+        disk_rootfs: None,
+        memory: BTreeMap::new(),
+        small_trees: BTreeSet::new(),
     })
 }
 

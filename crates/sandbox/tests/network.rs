@@ -59,6 +59,7 @@ impl Lab {
             vmm: Arc::new(vmm.clone()),
             events,
             hierarchies: kata_cgroup::Hierarchies::default(),
+            maker: None,
             faults: Faults::none(),
         });
         Self { dir, vmm, sandbox }

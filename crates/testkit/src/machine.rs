@@ -1,11 +1,15 @@
 //! A machine without a VMM: its guest is a [`FakeAgent`], at the other end of a pipe in this process.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use kata_machine::{Disk, DiskAddress, Exit, ExitWatch, Machine, MachineError, MachineSpec, Size, Transport, Vmm};
+use kata_machine::{
+    Disk, DiskAddress, Exit, ExitWatch, Machine, MachineError, MachineSpec, Size, Template, TemplateFiles, Transport,
+    Vmm,
+};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -19,6 +23,7 @@ pub struct FakeVmm {
     machines: Arc<Mutex<Vec<watch::Sender<Option<Exit>>>>>,
     disks: Arc<Mutex<BTreeMap<DiskAddress, Disk>>>,
     sizes: Arc<Mutex<Vec<Size>>>,
+    restored: Arc<AtomicUsize>,
     mute: bool,
 }
 
@@ -34,6 +39,11 @@ impl FakeVmm {
     /// The sizes that running machines were asked to have, in order.
     pub fn sizes(&self) -> Vec<Size> {
         self.sizes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How many machines were made of a template.
+    pub fn restored(&self) -> usize {
+        self.restored.load(Ordering::Relaxed)
     }
 
     /// How many machines run.
@@ -90,6 +100,25 @@ impl Vmm for FakeVmm {
             exit,
             serving: Mutex::default(),
         }))
+    }
+
+    fn recipe(&self, spec: &MachineSpec) -> Result<Vec<String>, MachineError> {
+        self.command_line(spec)
+    }
+
+    async fn save(&self, spec: &MachineSpec, files: &TemplateFiles, _: Duration) -> Result<(), MachineError> {
+        for file in [&files.memory, &files.state] {
+            std::fs::write(file, &spec.id).map_err(|source| MachineError::Host {
+                what: format!("cannot write {}", file.display()),
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
+    async fn restore(&self, spec: &MachineSpec, _: &Template) -> Result<Box<dyn Machine>, MachineError> {
+        self.restored.fetch_add(1, Ordering::Relaxed);
+        self.boot(spec).await
     }
 }
 

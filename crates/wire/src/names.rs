@@ -45,3 +45,6 @@ pub const MODULES_LIST: &str = "/etc/kata-modules";
 
 /// Kernel command line parameter `kata.log=LEVEL` (error, warn, info, debug, trace).
 pub const LOG_PARAMETER: &str = "kata.log";
+
+/// Kernel command line parameter `kata.load=NAME,NAME…`: modules that the agent loads before it listens.
+pub const LOAD_PARAMETER: &str = "kata.load";

@@ -6,6 +6,7 @@ pub mod delete;
 pub mod env;
 pub mod events;
 pub mod exec;
+pub mod factory;
 pub mod features;
 pub mod image;
 pub mod kill;

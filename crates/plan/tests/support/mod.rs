@@ -28,6 +28,7 @@ pub fn facts() -> Facts {
         network: Some(Network::default()),
         run_dir: "/run/kata/1f".into(),
         share_dir: "/run/kata/1f/share".into(),
+        template_dir: "/run/vc/vm/template/.new".into(),
         source_kinds: BTreeMap::new(),
         block_devices: BTreeMap::new(),
         disk_rootfs: None,

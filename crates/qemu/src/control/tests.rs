@@ -4,6 +4,7 @@ use kata_testkit::qmp::{self, Act};
 use proptest::prelude::*;
 
 use super::*;
+use crate::news::{EVENTS_KEPT, News};
 
 const LIMIT: Duration = Duration::from_secs(10);
 const SHORT: Duration = Duration::from_millis(100);
@@ -131,4 +132,58 @@ proptest! {
     fn almost_json_is_read_without_panic(key in "(QMP|id|return|error|event|data)", value in "[0-9nul{}\"\\[\\]:,-]{0,12}") {
         let _ = parse(format!("{{\"{key}\": {value}}}").as_bytes());
     }
+}
+
+#[tokio::test]
+async fn events_are_heard_by_who_listened_before() {
+    let event = |name: &str, data: Value| Act::Event(name.into(), data);
+    let (control, _) = with_fake(move |_| {
+        vec![
+            event("VSERPORT_CHANGE", json!({ "open": false, "id": "p" })),
+            event("MIGRATION", json!({ "status": "active" })),
+            event("VSERPORT_CHANGE", json!({ "open": true, "id": "p" })),
+            event("MIGRATION", json!({ "status": "completed" })),
+            Act::Return(json!({})),
+        ]
+    })
+    .await;
+    let mut first = control.listen();
+    control.execute("cont", LIMIT).await.expect("answered");
+    let mut heard = Vec::new();
+    let all = first.hear(
+        |news| {
+            heard.push(news);
+            (heard.len() == 3).then_some(())
+        },
+        LIMIT,
+    );
+    all.await.expect("all of them");
+    let migration = |status: &str| News::Migration(status.into());
+    assert_eq!(
+        heard,
+        [
+            migration("active"),
+            News::PortOpened("p".into()),
+            migration("completed")
+        ]
+    );
+    let silent = control.listen().hear(|_| Some(()), SHORT).await;
+    assert_eq!(silent, Err(ControlError::Silent { limit: SHORT }));
+}
+
+#[tokio::test]
+async fn of_too_many_events_the_last_are_heard() {
+    let (control, _) = with_fake(|_| {
+        let active = |number: usize| Act::Event("MIGRATION".into(), json!({ "status": number.to_string() }));
+        (0..5 * EVENTS_KEPT)
+            .map(active)
+            .chain([Act::Return(json!({}))])
+            .collect()
+    })
+    .await;
+    let mut listening = control.listen();
+    control.execute("migrate", LIMIT).await.expect("answered");
+    let last = (5 * EVENTS_KEPT - 1).to_string();
+    let heard = listening.hear(|news| (news == News::Migration(last.clone())).then_some(()), LIMIT);
+    heard.await.expect("the last one");
 }

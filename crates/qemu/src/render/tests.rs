@@ -72,7 +72,7 @@ fn room_for_memory_is_whole_blocks_of_the_kind_that_the_machine_has() {
 
 /// One option a line, as a person would write it.
 fn rendered(spec: &MachineSpec) -> String {
-    let line = command_line(spec, Some(2_500_000)).expect("expressible");
+    let line = command_line(spec, Start::Boot, Some(2_500_000)).expect("expressible");
     line.join(" ").replace(" -", "\n-")
 }
 
@@ -200,7 +200,7 @@ fn what_cannot_be_expressed_is_named() {
         ),
     ];
     for (spec, part) in cases {
-        let error = command_line(&spec, None).expect_err(part).to_string();
+        let error = command_line(&spec, Start::Boot, None).expect_err(part).to_string();
         assert!(error.contains(part), "{part}: {error}");
     }
 }
@@ -281,7 +281,7 @@ fn network_interfaces_on_every_bus() {
             devices: vec![nic],
             ..spec()
         };
-        let line = command_line(&spec, None).expect("expressible");
+        let line = command_line(&spec, Start::Boot, None).expect("expressible");
         let netdev_at = line.iter().position(|word| word == "-netdev").expect("a netdev");
         assert_eq!(line[netdev_at + 1], netdev, "{machine_type}");
         assert_eq!(line[netdev_at + 3], device, "{machine_type}");
@@ -312,8 +312,52 @@ fn every_queue_of_every_interface_has_its_own_number() {
         node(&tap, false, 12),
     ];
     assert_eq!(nodes(&spec), expected);
-    let line = command_line(&spec, None).expect("expressible").join(" ");
+    let line = command_line(&spec, Start::Boot, None).expect("expressible").join(" ");
     assert!(line.contains("fds=10:11") && line.contains("fd=12"), "{line}");
+}
+
+#[test]
+fn a_template_and_what_is_made_of_it_have_the_same_devices() {
+    let fs = Device::VirtioFs {
+        tag: "t".into(),
+        socket: "/run/s".into(),
+        queue_size: 1024,
+    };
+    let shared = MachineSpec {
+        memory_backing: MemoryBacking::SharedMemfd,
+        devices: vec![fs],
+        ..spec()
+    };
+    let line = |spec: &MachineSpec, start| command_line(spec, start, None).expect("expressible");
+    for spec in [spec(), shared] {
+        let (boot, save, restore) = (
+            line(&spec, Start::Boot),
+            line(&spec, Start::Save(Path::new("/t/a,b"))),
+            line(&spec, Start::Restore),
+        );
+        let devices = |line: &[String]| -> Vec<String> {
+            let pairs = line.windows(2).filter(|pair| pair[0] == "-device");
+            pairs.map(|pair| pair[1].clone()).collect()
+        };
+        assert_eq!(devices(&boot), devices(&save));
+        assert_eq!(devices(&boot), devices(&restore));
+        let has = |line: &[String], word: &str| line.iter().any(|one| one == word);
+        assert!(has(&save, "-S") && has(&save, "/k/vmlinux"), "{save:?}");
+        assert!(
+            has(&save, "memory-backend-file,id=ram,size=256M,mem-path=/t/a,,b,share=on"),
+            "{save:?}"
+        );
+        assert!(has(&restore, "defer") && !has(&restore, "/k/vmlinux"), "{restore:?}");
+        let sharing = match spec.memory_backing {
+            MemoryBacking::Private => "share=off,readonly=on,rom=off",
+            MemoryBacking::SharedMemfd => "share=on",
+        };
+        let memory = format!("memory-backend-file,id=ram,size=256M,mem-path=/proc/self/fd/9,{sharing}");
+        assert!(has(&restore, &memory), "{restore:?}");
+        let machine = |line: &[String]| line.iter().find(|one| one.starts_with("q35")).cloned();
+        assert!(machine(&restore).is_some_and(|machine| machine.ends_with(",memory-backend=ram")));
+        assert_eq!(machine(&save), machine(&restore));
+    }
 }
 
 /// The value of a key in the list after the option that starts with `prefix`.
@@ -340,7 +384,7 @@ proptest! {
             ],
             ..spec()
         };
-        let line = command_line(&spec, None).expect("expressible");
+        let line = command_line(&spec, Start::Boot, None).expect("expressible");
         for (prefix, key, expected) in [
             ("guest=", "guest", &id),
             ("socket,id=channel,", "path", &path),

@@ -26,12 +26,17 @@ pub struct Lab {
     pub faults: Faults,
     pub events: mpsc::UnboundedReceiver<Event>,
     pub sandbox: Sandbox,
+    pub config: Config,
     /// A socket of the host that the container gets, and its number.
     pub service: (UnixListener, u32),
 }
 
 impl Lab {
     pub fn new(vmm: FakeVmm, faults: Faults) -> Self {
+        Self::configured(vmm, faults, |_| {})
+    }
+
+    pub fn configured(vmm: FakeVmm, faults: Faults, configure: impl FnOnce(&mut Config)) -> Self {
         let dir = tempfile::tempdir().expect("tempdir");
         let bundle = dir.path().join("bundle");
         std::fs::create_dir_all(bundle.join("rootfs")).expect("mkdir");
@@ -64,12 +69,13 @@ impl Lab {
         config.qemu.initrd = Some(dir.path().join("initrd.img"));
         config.qemu.shared_fs = Some(SharedFs::Virtio9p);
         config.agent.dial_timeout = Duration::from_millis(500);
+        configure(&mut config);
         let network = network::enter(&loaded, &config).expect("a network namespace");
         let (sender, events) = mpsc::unbounded_channel();
         let sandbox = Sandbox::new(Surroundings {
             home,
             record,
-            config: Arc::new(config),
+            config: Arc::new(config.clone()),
             vmm: Arc::new(vmm.clone()),
             network,
             origin: Arc::new(Origin::here().expect("origin")),
@@ -81,6 +87,7 @@ impl Lab {
                 own: PathBuf::new(),
             }]),
             events: sender,
+            maker: None,
             faults: faults.clone(),
         });
         Self {
@@ -89,6 +96,7 @@ impl Lab {
             faults,
             events,
             sandbox,
+            config,
             service: (listener, number),
         }
     }

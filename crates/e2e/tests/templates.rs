@@ -1,0 +1,425 @@
+//! Machines that are clones of a template: pods like any other, all different, and a boot when the template is no good.
+
+use std::time::Duration;
+
+use kata_e2e::bundle::Bundle;
+use kata_e2e::command::Outcome;
+use kata_e2e::fixture::Shared;
+use kata_e2e::lab::Lab;
+use kata_e2e::leak::Snapshot;
+use kata_e2e::pids::{self, Part};
+use kata_e2e::runtime::{Kind, Runtime};
+use kata_e2e::wait;
+use serde_json::{Value, json};
+
+const STORE: &str = "/run/vc/vm/template";
+
+/// A lab in which templates are enabled, and whatever else `configuration` says.
+fn open(configuration: &str) -> Lab {
+    let lab = Lab::open();
+    let directory = lab.outside("/etc/kata-containers");
+    std::fs::create_dir_all(&directory).expect("configuration directory");
+    let text = format!("[factory]\nenable_template = true\n{configuration}");
+    std::fs::write(directory.join("configuration.toml"), text).expect("configuration");
+    lab
+}
+
+/// The lab of the tests that leave its template alone.
+fn lab() -> &'static Lab {
+    static LAB: Shared<Lab> = Shared::new();
+    LAB.get(|| {
+        let lab = open("");
+        factory(&lab, "init").ok().stdout("vm factory initialized\n");
+        lab
+    })
+}
+
+fn runtime(lab: &Lab) -> Runtime<'_> {
+    Runtime::new(Kind::Kata, lab)
+}
+
+fn factory(lab: &Lab, action: &str) -> Outcome {
+    let command = runtime(lab).program().args(["factory", action]);
+    command.limit(Duration::from_secs(60)).run()
+}
+
+#[track_caller]
+fn sh(lab: &Lab, script: &str) -> String {
+    lab.command("sh").args(["-c", script]).run().ok().text()
+}
+
+#[track_caller]
+fn inside(lab: &Lab, id: &str, script: &str) -> String {
+    runtime(lab).exec(id, script).run().ok().text().trim().to_owned()
+}
+
+/// Whether the machine of this sandbox was made of a template.
+#[track_caller]
+fn is_clone(lab: &Lab, id: &str) -> bool {
+    let processes = pids::of_sandbox(lab, id);
+    let vmm = processes.iter().find(|process| process.part() == Some(Part::Vmm));
+    vmm.expect("its VMM runs").line.contains("-incoming")
+}
+
+/// What the sandbox process of a container has logged.
+#[track_caller]
+fn log(lab: &Lab, id: &str) -> String {
+    let homes = std::fs::read_dir(lab.outside("/run/kata"))
+        .expect("/run/kata")
+        .flatten();
+    let its = homes.map(|home| home.path()).find(|home| {
+        let record = std::fs::read(home.join("record.json")).unwrap_or_default();
+        serde_json::from_slice::<Value>(&record).unwrap_or_default()["id"] == id
+    });
+    std::fs::read_to_string(its.expect("its directory").join("sandbox.log")).expect("its log")
+}
+
+/// The names in the store.
+fn templates(lab: &Lab) -> Vec<String> {
+    sh(lab, &format!("ls -A {STORE} 2>/dev/null || true"))
+        .lines()
+        .map(str::to_owned)
+        .collect()
+}
+
+#[track_caller]
+fn begin(lab: &Lab, id: &str) {
+    runtime(lab).begin(&Bundle::args(lab, id, &["sleep", "1000"]), id);
+}
+
+/// Runs a container as long as it takes to see what its machine was made of; answers whether that was a template.
+#[track_caller]
+fn tried(lab: &Lab, id: &str) -> (bool, String) {
+    begin(lab, id);
+    let seen = (is_clone(lab, id), log(lab, id));
+    assert_eq!(inside(lab, id, "echo sound"), "sound");
+    runtime(lab).delete_force(id).ok();
+    seen
+}
+
+/// The pod's first container, on a bridge of its own.
+fn pod(lab: &Lab, name: &str) -> Bundle {
+    let script = format!(
+        "set -e
+        ip link add br0 type bridge; ip addr add 10.98.0.1/24 dev br0; ip link set br0 up
+        ip netns add {name}; ip -n {name} link set lo up
+        ip link add veth0 type veth peer name eth0 netns {name}; ip link set veth0 master br0 up
+        ip -n {name} link set eth0 address 02:98:00:00:00:02 mtu 1400 up
+        ip -n {name} addr add 10.98.0.2/24 dev eth0; ip -n {name} route add default via 10.98.0.1"
+    );
+    sh(lab, &script);
+    Bundle::script(lab, name, "trap exit TERM; sleep 1000 & wait").edit(|spec| {
+        spec["hostname"] = json!("the-pod");
+        spec["annotations"] = json!({
+            "io.kubernetes.cri-o.ContainerType": "sandbox",
+            "io.kubernetes.cri-o.SandboxID": name,
+        });
+        let namespaces = spec["linux"]["namespaces"].as_array_mut().expect("namespaces");
+        let network = namespaces.iter_mut().find(|one| one["type"] == "network");
+        network.expect("one")["path"] = json!(format!("/run/netns/{name}"));
+    })
+}
+
+/// A member of the pod with a limit, so that the machine has to grow for it.
+fn member(lab: &Lab, name: &str, pod: &str, script: &str) -> Bundle {
+    let pid = runtime(lab).state(pod)["pid"].clone();
+    let joined = |kind: &str, file: &str| json!({"type": kind, "path": format!("/proc/{pid}/ns/{file}")});
+    Bundle::script(lab, name, script).edit(|spec| {
+        spec["linux"]["namespaces"] =
+            json!([joined("network", "net"), joined("uts", "uts"), joined("ipc", "ipc"), {"type": "mount"}, {"type": "pid"}]);
+        spec["linux"]["resources"]["memory"] = json!({"limit": 200 << 20});
+        spec["hostname"] = Value::Null;
+        spec["annotations"] = json!({
+            "io.kubernetes.cri-o.ContainerType": "container",
+            "io.kubernetes.cri-o.SandboxID": pod,
+        });
+    })
+}
+
+#[test]
+fn a_clone_is_a_pod_like_any_other() {
+    let lab = lab();
+    let runtime = runtime(lab);
+    factory(lab, "status")
+        .ok()
+        .says("vm factory is on\n")
+        .says("of this configuration");
+    factory(lab, "init")
+        .ok()
+        .stdout("vm factory initialized (it was before)\n");
+    let data = lab.scratch().join("data");
+    std::fs::create_dir(&data).expect("data");
+    std::fs::write(data.join("from-outside"), "hello\n").expect("file");
+
+    runtime.begin(&pod(lab, "pod"), "pod");
+    assert!(is_clone(lab, "pod"), "{}", log(lab, "pod"));
+    let server = "echo served >/index.html; httpd -p 127.0.0.1:8080 -h /; httpd -f -p 10.98.0.2:80 -h /";
+    runtime.begin(&member(lab, "web", "pod", server), "web");
+    let side = member(lab, "side", "pod", "sleep 1000").mount("/data", "bind", &data, &["rbind", "rw"]);
+    runtime.begin(&side, "side");
+
+    let fetch = "for i in 1 2 3 4 5 6 7 8 9; do wget -qO- http://127.0.0.1:8080/index.html && break; sleep 0.2; done";
+    assert_eq!(inside(lab, "side", fetch), "served", "localhost is the pod's");
+    let address = "10.98.0.2:80".parse().expect("address");
+    assert_eq!(lab.fetch(address, "index.html").expect("from the host"), "served\n");
+    let link = inside(lab, "side", "ip addr show eth0");
+    for part in ["mtu 1400", "02:98:00:00:00:02", "inet 10.98.0.2/24"] {
+        assert!(link.contains(part), "{part} in {link}");
+    }
+    assert_eq!(
+        inside(lab, "side", "hostname; cat /data/from-outside"),
+        "the-pod\nhello"
+    );
+    inside(
+        lab,
+        "side",
+        "echo from inside >/data/answer; echo kept >/file; head -c 3000000 /dev/zero >/data/large",
+    );
+    assert_eq!(
+        std::fs::read_to_string(data.join("answer")).expect("written"),
+        "from inside\n"
+    );
+    assert_eq!(std::fs::metadata(data.join("large")).expect("written").len(), 3_000_000);
+    assert_eq!(
+        std::fs::read_to_string(side.rootfs().join("file")).expect("written"),
+        "kept\n"
+    );
+    let total = inside(lab, "side", "awk '/MemTotal/ { print $2 }' /proc/meminfo");
+    assert!(
+        total.parse::<u32>().expect("KiB") > 400 << 10,
+        "256 MiB and two limits: {total} KiB"
+    );
+    for id in ["web", "side", "pod"] {
+        runtime.delete_force(id).ok();
+    }
+}
+
+#[test]
+fn many_clones_at_once_are_all_different() {
+    let lab = lab();
+    let ids: Vec<String> = (0..8).map(|number| format!("many-{number}")).collect();
+    std::thread::scope(|scope| {
+        for id in &ids {
+            scope.spawn(move || {
+                let bundle = Bundle::args(lab, id, &["sleep", "1000"]).edit(|spec| spec["hostname"] = json!(id));
+                runtime(lab).begin(&bundle, id);
+            });
+        }
+    });
+    let mut drawn = std::collections::BTreeSet::new();
+    for id in &ids {
+        assert!(is_clone(lab, id), "{}", log(lab, id));
+        let script = "hostname; date +%s; cat /proc/sys/kernel/random/boot_id; head -c 16 /dev/urandom | od -An -tx1";
+        let said = inside(lab, id, script);
+        let [hostname, time, boot_id, random] = said.lines().collect::<Vec<_>>()[..] else {
+            panic!("{said}")
+        };
+        assert_eq!(hostname, id);
+        let now = std::time::UNIX_EPOCH.elapsed().expect("after 1970").as_secs();
+        assert!(
+            now.abs_diff(time.parse().expect("seconds")) < 10,
+            "it is {now}, and not {time}"
+        );
+        assert!(
+            drawn.insert(boot_id.to_owned()) && drawn.insert(random.to_owned()),
+            "twice: {said}"
+        );
+    }
+    for id in &ids {
+        runtime(lab).delete_force(id).ok();
+    }
+}
+
+#[test]
+fn a_template_that_is_no_good_is_given_up_for_a_boot() {
+    let lab = open("");
+    let warnings = |log: &str| log.lines().filter(|line| line.contains(" WARN ")).count();
+    // Made by the first who needs it.
+    let (cloned, log) = tried(&lab, "first");
+    assert!(cloned && warnings(&log) == 0, "{log}");
+    let [first] = &templates(&lab)[..] else {
+        panic!("one template")
+    };
+
+    sh(&lab, &format!("echo more >>{STORE}/{first}/state"));
+    factory(&lab, "status")
+        .ok()
+        .says("vm factory is off\n")
+        .says("  damaged\n");
+    let (cloned, log) = tried(&lab, "changed");
+    assert!(
+        !cloned && warnings(&log) == 1 && log.contains("its state was changed"),
+        "{log}"
+    );
+    assert_eq!(templates(&lab), [] as [String; 0], "it was discarded");
+
+    // And left half-made by another.
+    sh(&lab, &format!("mkdir -p {STORE}/.new; echo half >{STORE}/.new/memory"));
+    let (cloned, log) = tried(&lab, "anew");
+    assert!(cloned && warnings(&log) == 0, "{log}");
+    assert_eq!(templates(&lab), std::slice::from_ref(first));
+
+    // What only QEMU finds out.
+    let forge = format!(
+        "cd {STORE}/{first}; truncate -s 50000 state; set $(sha256sum state)
+        sed -i \"s/\\\"state_sha256\\\":\\\"[0-9a-f]*/\\\"state_sha256\\\":\\\"$1/\" manifest.json"
+    );
+    sh(&lab, &forge);
+    factory(&lab, "status").ok().says("vm factory is on\n");
+    let (cloned, log) = tried(&lab, "forged");
+    assert!(
+        !cloned && log.contains("no machine could be made of the template"),
+        "{log}"
+    );
+    assert_eq!(templates(&lab), [] as [String; 0], "it was discarded");
+
+    sh(&lab, &format!("mount -t tmpfs -o size=30m,mode=700 small {STORE}"));
+    let (cloned, log) = tried(&lab, "full");
+    assert!(!cloned && warnings(&log) == 1 && log.contains("No space left"), "{log}");
+    assert_eq!(templates(&lab), [] as [String; 0], "nothing half-made");
+    factory(&lab, "init")
+        .failed()
+        .complains("cannot make the template")
+        .complains("No space left");
+    sh(&lab, &format!("umount {STORE}"));
+}
+
+#[test]
+fn another_configuration_or_kernel_is_another_template() {
+    let lab = open("");
+    let assets = lab.scratch().join("assets");
+    let copy = format!(
+        "mkdir -p {0}; cp /var/cache/kata-containers/current/* {0}",
+        assets.display()
+    );
+    sh(&lab, &copy);
+    let configure = |memory: u32| {
+        let text = format!(
+            "[factory]\nenable_template = true\n[hypervisor.qemu]\ndefault_memory = {memory}\nkernel = \"{0}/vmlinux\"\ninitrd = \"{0}/initrd.img\"\n",
+            assets.display()
+        );
+        std::fs::write(lab.outside("/etc/kata-containers/configuration.toml"), text).expect("configuration");
+    };
+    configure(200);
+    // Two at once make one.
+    let init = || {
+        runtime(&lab)
+            .program()
+            .args(["factory", "init"])
+            .limit(Duration::from_secs(60))
+            .start()
+    };
+    let mut said: Vec<String> = [init(), init()].map(|one| one.finish().ok().text()).into();
+    said.sort();
+    assert_eq!(
+        said,
+        ["vm factory initialized\n", "vm factory initialized (it was before)\n"]
+    );
+    let [first] = &templates(&lab)[..] else {
+        panic!("one template")
+    };
+    let (cloned, log) = tried(&lab, "first");
+    assert!(cloned, "{log}");
+
+    configure(220);
+    factory(&lab, "status")
+        .ok()
+        .says("vm factory is off\n")
+        .says("of another configuration");
+    let (cloned, log) = tried(&lab, "larger");
+    assert!(cloned, "{log}");
+    assert_eq!(templates(&lab).len(), 2, "configurations have their own");
+
+    // The same bytes, but another file, as far as can be told without reading it.
+    sh(
+        &lab,
+        &format!("cd {}; cp initrd.img new; mv new initrd.img", assets.display()),
+    );
+    factory(&lab, "status")
+        .ok()
+        .says("vm factory is off\n")
+        .says("outdated");
+    factory(&lab, "init").ok().stdout("vm factory initialized\n");
+    let [fresh] = &templates(&lab)[..] else {
+        panic!("the outdated have gone")
+    };
+    assert_ne!(fresh, first);
+    factory(&lab, "status").ok().says("vm factory is on\n");
+}
+
+#[test]
+fn nothing_is_left_of_a_factory() {
+    let lab = open("");
+    // The directories above, and that of the sandboxes, stay.
+    sh(&lab, "mkdir -p /run/vc/vm /run/kata");
+    let before = Snapshot::take(&lab);
+    factory(&lab, "status").ok().stdout("vm factory is off\n");
+    factory(&lab, "destroy").ok().stdout("vm factory destroyed\n");
+
+    // Who is killed while it makes one leaves what the next maker removes, and nothing that runs.
+    let half_made = || lab.outside(STORE).join(".new/memory").exists();
+    let is_making =
+        |process: &pids::Process| process.part() == Some(Part::Vmm) || process.part() == Some(Part::Virtiofsd);
+    let nobody_makes = || !pids::all(&lab).iter().any(is_making);
+    let maker = runtime(&lab).program().args(["factory", "init"]).start();
+    wait::until("it is being made", Duration::from_secs(20), || {
+        half_made() && !nobody_makes()
+    });
+    let its = pids::all(&lab)
+        .into_iter()
+        .find(|process| process.line.ends_with("factory init"));
+    lab.kill(its.expect("the maker").pid);
+    maker.finish().failed();
+    wait::until("the maker's machine has ended", Duration::from_secs(10), nobody_makes);
+    factory(&lab, "status").ok().stdout("vm factory is off\n");
+
+    // So with a sandbox that has one made.
+    let bundle = Bundle::args(&lab, "killed", &["sleep", "1000"]);
+    let waiting = runtime(&lab).run(&bundle, "killed").start();
+    wait::until("it is being made", Duration::from_secs(20), || {
+        half_made() && !nobody_makes()
+    });
+    pids::kill_part(&lab, "killed", Part::Shim);
+    waiting.finish().failed();
+    wait::until("the maker's machine has ended", Duration::from_secs(10), nobody_makes);
+    runtime(&lab).delete_force("killed").ok();
+
+    // Clones outlive their template.
+    factory(&lab, "init").ok().stdout("vm factory initialized\n");
+    begin(&lab, "outlives");
+    assert!(is_clone(&lab, "outlives"), "{}", log(&lab, "outlives"));
+    factory(&lab, "destroy").ok().stdout("vm factory destroyed\n");
+    assert_eq!(inside(&lab, "outlives", "echo sound; ls / | grep -c bin"), "sound\n1");
+    runtime(&lab).delete_force("outlives").ok();
+    before.expect_nothing_more_but(&lab, "all of it", &["/e2e", "/run/e2e-oci"]);
+}
+
+#[test]
+fn a_directory_on_a_disk_gets_a_file_system_in_memory() {
+    let path = lab().scratch().join("on-disk");
+    let file = lab().scratch().join("on-disk.toml");
+    let configure = |text: &str| {
+        std::fs::write(
+            &file,
+            format!("[factory]\n{text}\ntemplate_path = \"{}\"\n", path.display()),
+        )
+    };
+    configure("enable_template = true").expect("configuration");
+    let factory = |action: &str| {
+        let command = runtime(lab()).program().arg("--kata-config").arg(&file);
+        command.args(["factory", action]).limit(Duration::from_secs(60)).run()
+    };
+    let before = Snapshot::take(lab());
+    factory("init").ok();
+    assert!(
+        sh(lab(), "cat /proc/mounts").contains("kata-templates"),
+        "it is mounted"
+    );
+    factory("destroy").ok();
+    assert!(!path.exists());
+    before.expect_nothing_more(lab(), "a template on a disk");
+
+    configure("enable_template = false").expect("configuration");
+    factory("init").failed().complains("vm factory is not enabled");
+    factory("status").ok().stdout("vm factory is not enabled\n");
+}

@@ -1,0 +1,172 @@
+//! Which machines are clones of a template, and what that template is.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod support;
+
+use kata_bundle::Bundle;
+use kata_config::{Config, Internetworking, SharedFs};
+use kata_machine::{Channel, Device, MachineSpec};
+use kata_netlink::{Interface, Network};
+use kata_plan::{Facts, PodPlan};
+use serde_json::json;
+
+fn enabled(change: impl FnOnce(&mut Config)) -> Config {
+    let mut config = Config::default();
+    config.factory.enable_template = true;
+    change(&mut config);
+    config
+}
+
+fn bundle() -> Bundle {
+    support::bundle(&support::small_spec())
+}
+
+/// With a limit of 300 MiB.
+fn limited() -> Bundle {
+    let mut spec = support::small_spec();
+    spec["linux"]["resources"] = json!({"memory": {"limit": 300 << 20}});
+    support::bundle(&spec)
+}
+
+fn links(count: u8) -> Facts {
+    let interface = |number: u8| Interface {
+        name: format!("eth{number}"),
+        kind: "veth".into(),
+        mac: format!("02:42:00:00:00:{number:02x}").parse().unwrap(),
+        mtu: 1500,
+        ipv6_disabled: false,
+        addresses: Vec::new(),
+        routes: Vec::new(),
+        neighbours: Vec::new(),
+    };
+    Facts {
+        network: Some(Network {
+            interfaces: (0..count).map(interface).collect(),
+            left_out: Vec::new(),
+        }),
+        ..support::facts()
+    }
+}
+
+fn plan(bundle: &Bundle, config: &Config, facts: &Facts) -> PodPlan {
+    kata_plan::pod("p1", bundle, config, facts).unwrap()
+}
+
+fn nics(machine: &MachineSpec) -> usize {
+    let is_nic = |device: &&Device| matches!(device, Device::Nic { .. });
+    machine.devices.iter().filter(is_nic).count()
+}
+
+#[test]
+fn without_a_wish_there_is_none() {
+    let plan = plan(&bundle(), &Config::default(), &links(1));
+    assert_eq!(plan.template, None);
+    assert_eq!(nics(&plan.machine), 1);
+    assert!(!plan.notes.iter().any(|note| note.starts_with("start:")));
+}
+
+#[test]
+fn what_pods_ask_for_makes_no_difference_to_the_template() {
+    let config = enabled(|_| {});
+    let template = kata_plan::template(&config, &support::facts()).unwrap();
+    for (pod, bundle, facts) in [
+        ("no links yet", bundle(), links(0)),
+        ("one link", bundle(), links(1)),
+        ("two links", bundle(), links(2)),
+        ("a limit", limited(), links(1)),
+    ] {
+        let plan = plan(&bundle, &config, &facts);
+        assert_eq!(plan.template.as_ref(), Some(&template), "{pod}");
+        let (machine, own) = (&plan.machine, &template.machine);
+        assert_eq!(
+            (machine.vcpus, machine.memory_mib),
+            (own.vcpus, own.memory_mib),
+            "{pod}"
+        );
+        assert_eq!(nics(machine), 2, "{pod}");
+        assert_eq!(
+            plan.notes.last().unwrap(),
+            "start: a clone of a template (configured)",
+            "{pod}"
+        );
+    }
+    let plan = plan(&limited(), &config, &links(1));
+    let container = kata_plan::container("p1", &limited(), &config, &links(1)).unwrap();
+    assert_eq!(
+        plan.sizing.size([container.demand]).memory_mib,
+        556,
+        "it grows when the container comes"
+    );
+}
+
+#[test]
+fn a_template_is_complete_and_lies_where_it_is_made() {
+    let config = enabled(|config| config.qemu.kernel_params = vec!["mine".into()]);
+    let template = kata_plan::template(&config, &support::facts()).unwrap();
+    let machine = &template.machine;
+    assert_eq!(machine.run_dir.to_str(), Some("/run/vc/vm/template/.new"));
+    let Channel::Serial { socket, .. } = &machine.channel else {
+        panic!("{machine:?}")
+    };
+    assert_eq!(socket.to_str(), Some("/run/vc/vm/template/.new/agent.sock"));
+    assert_eq!(machine.boot.parameters, ["kata.load=virtiofs,virtio_net", "mine"]);
+    let made_of: Vec<_> = template.made_of.iter().map(|path| path.to_str().unwrap()).collect();
+    assert_eq!(
+        made_of,
+        [
+            "/usr/bin/qemu-system-x86_64",
+            "/assets/vmlinux",
+            "/assets/initrd.img",
+            "/usr/libexec/virtiofsd"
+        ]
+    );
+
+    let config = enabled(|config| {
+        config.qemu.shared_fs = Some(SharedFs::Virtio9p);
+        config.qemu.firmware = Some("/firmware".into());
+        config.runtime.internetworking_model = Internetworking::None;
+    });
+    let template = kata_plan::template(&config, &support::facts()).unwrap();
+    assert_eq!(template.machine.boot.parameters, ["kata.load=9pnet_virtio,9p"]);
+    assert_eq!(nics(&template.machine), 0);
+    assert_eq!(template.made_of.last().unwrap().to_str(), Some("/firmware"));
+    let text = serde_json::to_string(&template).unwrap();
+    assert_eq!(
+        serde_json::from_str::<kata_plan::TemplatePlan>(&text).unwrap(),
+        template
+    );
+}
+
+#[test]
+fn what_cannot_be_a_clone_boots_and_says_why() {
+    let microvm = enabled(|config| config.qemu.machine_type = "microvm".into());
+    let fixed = enabled(|config| config.runtime.static_sandbox_resource_mgmt = true);
+    let macvtap = enabled(|config| config.runtime.internetworking_model = Internetworking::Macvtap);
+    for (config, bundle, facts, why) in [
+        (enabled(|_| {}), bundle(), links(3), "network interfaces"),
+        (macvtap.clone(), bundle(), links(1), "network interfaces"),
+        (
+            microvm.clone(),
+            limited(),
+            links(1),
+            "1 CPUs and 556 MiB from the start, and the template has 1 and 256",
+        ),
+        (fixed.clone(), limited(), links(1), "MiB from the start"),
+    ] {
+        let plan = plan(&bundle, &config, &facts);
+        assert_eq!(plan.template, None, "{why}");
+        let note = plan.notes.last().unwrap();
+        assert!(
+            note.starts_with("start: a boot, without a template: ") && note.contains(why),
+            "{note}"
+        );
+    }
+    for (config, facts) in [(macvtap, links(0)), (microvm, links(1)), (fixed, links(1))] {
+        assert!(
+            plan(&bundle(), &config, &facts).template.is_some(),
+            "{:?}",
+            config.qemu.machine_type
+        );
+    }
+}

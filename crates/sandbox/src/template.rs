@@ -1,0 +1,243 @@
+//! Templates of machines: how one is made, and how a sandbox gets the one that it needs.
+//!
+//! A sandbox that finds none waits while it is made, and others that need the same wait with it. That costs the first as much as
+//! a boot, which it would have had anyway, and those that come with it wait for one boot instead of each having its own.
+//! The maker is a process of its own, outside the pod's namespaces and cgroups, and ends with who waits for it.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use kata_factory::{FactoryError, Recipe, Store};
+use kata_machine::{Device, Template, Vmm, Wire};
+use kata_net::{namespace, tap};
+use kata_netlink::Socket;
+use kata_plan::{PodPlan, SharePlan, TemplatePlan};
+use kata_storage::share::FileServer;
+use kata_sys::process::die_with_parent;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::Command;
+
+use crate::error::{SandboxError, describe};
+use crate::sandbox::Sandbox;
+
+/// What a recipe names as its maker.
+const BUILD: &str = concat!("kata ", env!("CARGO_PKG_VERSION"));
+
+/// What the program of [`Surroundings::maker`](crate::Surroundings::maker) is told; the plan comes as JSON on its stdin.
+pub const MAKER_ACTION: &str = "template";
+
+/// How much of a maker's last words is listened to, bytes.
+const WORDS_LIMIT: u64 = 4 << 10;
+
+/// A packet as large as on most links, bytes.
+const USUAL_MTU: u32 = 1500;
+
+/// What making a template came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Made {
+    /// It was made.
+    Now,
+    /// It was there.
+    Before,
+}
+
+/// The recipe of a planned template, from the files as they are now.
+///
+/// # Errors
+/// [`SandboxError::Machine`] for a machine that cannot be saved, [`SandboxError::Host`] for a file that is not there.
+pub fn recipe(plan: &TemplatePlan, vmm: &dyn Vmm) -> Result<Recipe, SandboxError> {
+    let machine = vmm.recipe(&plan.machine)?;
+    Recipe::new(BUILD, machine, &plan.made_of).map_err(|(path, source)| SandboxError::Host {
+        act: "look at",
+        path,
+        source,
+    })
+}
+
+/// Makes the template in its store if it is not there; its guest may take `limit` to boot. To be called in a process of its own,
+/// on its main thread: it goes into another network namespace and stays there.
+///
+/// # Errors
+/// See [`SandboxError`]; nothing is left then.
+pub async fn make(plan: &TemplatePlan, vmm: &dyn Vmm, limit: Duration) -> Result<Made, SandboxError> {
+    let store = Store::at(plan.machine.run_dir.parent().unwrap_or(Path::new("/")));
+    let recipe = recipe(plan, vmm)?;
+    let locked = store.lock()?;
+    match store.open(&recipe) {
+        Ok(Some(_)) => return Ok(Made::Before),
+        Ok(None) => {}
+        Err(error @ FactoryError::Damaged { .. }) => tracing::warn!("{error}; it is made anew"),
+        Err(error) => return Err(error.into()),
+    }
+    let half_made = locked.begin()?;
+    make_taps(plan)?;
+    let server = start_file_server(plan)?;
+    let saved = vmm.save(&plan.machine, &half_made.files(), limit).await;
+    if let Some(server) = server {
+        server.stop().await;
+    }
+    saved?;
+    tidy(plan);
+    half_made.finish(&recipe)?;
+    if let Err(error) = locked.sweep(&recipe) {
+        tracing::warn!(%error, "old templates are left");
+    }
+    Ok(Made::Now)
+}
+
+/// The namespace and what is in it end with this process.
+fn make_taps(plan: &TemplatePlan) -> Result<(), SandboxError> {
+    namespace::enter_new().map_err(|source| SandboxError::Host {
+        act: "make another network namespace than",
+        path: "/proc/thread-self/ns/net".into(),
+        source,
+    })?;
+    let socket = Socket::open()?;
+    for device in &plan.machine.devices {
+        if let Device::Nic {
+            wire: Wire::Tap { name },
+            queues,
+            ..
+        } = device
+        {
+            tap::make(&socket, name, *queues, USUAL_MTU)?;
+        }
+    }
+    Ok(())
+}
+
+fn start_file_server(plan: &TemplatePlan) -> Result<Option<FileServer>, SandboxError> {
+    let (SharePlan::VirtioFs { source, .. } | SharePlan::NineP { source, .. }) = &plan.share;
+    std::fs::create_dir(source).map_err(|error| SandboxError::Host {
+        act: "make",
+        path: source.clone(),
+        source: error,
+    })?;
+    match &plan.share {
+        SharePlan::VirtioFs {
+            daemon,
+            arguments,
+            socket,
+            ..
+        } => Ok(Some(FileServer::start(daemon, arguments, socket)?)),
+        SharePlan::NineP { .. } => Ok(None),
+    }
+}
+
+/// What was needed while it was made. What stays would be in nobody's way.
+fn tidy(plan: &TemplatePlan) {
+    let (SharePlan::VirtioFs { source, .. } | SharePlan::NineP { source, .. }) = &plan.share;
+    let _ = std::fs::remove_dir(source);
+    for socket in ["agent.sock", "share.sock", "console.log"] {
+        let _ = std::fs::remove_file(plan.machine.run_dir.join(socket));
+    }
+}
+
+/// A template that a machine is about to be made of.
+#[derive(Debug)]
+pub(crate) struct Chosen {
+    pub template: Template,
+    store: Store,
+    recipe: Recipe,
+}
+
+impl Sandbox {
+    /// The template that the plan asks for, made if need be. Without one the machine boots, and the log says why.
+    pub(crate) async fn choose_template(&self, plan: &PodPlan) -> Option<Chosen> {
+        let wanted = plan.template.as_ref()?;
+        match self.find_template(wanted).await {
+            Ok(chosen) => Some(chosen),
+            Err(error) => {
+                let why = describe(&error);
+                tracing::warn!("no template, the machine boots: {why}");
+                None
+            }
+        }
+    }
+
+    async fn find_template(&self, plan: &TemplatePlan) -> Result<Chosen, SandboxError> {
+        let store = Store::at(&self.config.factory.template_path);
+        let recipe = self.abroad(|| recipe(plan, &*self.vmm))??;
+        let found = match self.abroad(|| store.open(&recipe))? {
+            Err(error @ FactoryError::Damaged { .. }) => {
+                // The next one finds none, and makes another.
+                self.abroad(|| store.discard(&recipe))??;
+                return Err(error.into());
+            }
+            found => found?,
+        };
+        let template = match found {
+            Some(template) => template,
+            None => {
+                let began = Instant::now();
+                self.have_made(plan).await?;
+                self.note("wait for the template", began).await;
+                let made = self.abroad(|| store.open(&recipe))??;
+                made.ok_or_else(|| SandboxError::Template("the one that was made is gone".into()))?
+            }
+        };
+        Ok(Chosen {
+            template,
+            store,
+            recipe,
+        })
+    }
+
+    /// Has another process make it, on the engine's side of the host.
+    async fn have_made(&self, plan: &TemplatePlan) -> Result<(), SandboxError> {
+        let Some(maker) = &self.maker else {
+            return Err(SandboxError::Template("there is none, and nobody to make one".into()));
+        };
+        let failed = |source| SandboxError::Host {
+            act: "run",
+            path: maker.clone(),
+            source,
+        };
+        let plan = serde_json::to_vec(plan).map_err(|error| failed(error.into()))?;
+        let mut child = self.abroad(|| spawn(maker))?.map_err(failed)?;
+        let limit = self.config.agent_answer_limit();
+        let finished = async {
+            if let Some(mut stdin) = child.stdin.take() {
+                // One that has ended says why.
+                let _ = stdin.write_all(&plan).await;
+            }
+            let mut words = Vec::new();
+            if let Some(stderr) = child.stderr.take() {
+                stderr.take(WORDS_LIMIT).read_to_end(&mut words).await?;
+            }
+            Ok((child.wait().await?, words))
+        };
+        match tokio::time::timeout(limit, finished).await {
+            Ok(Ok((status, _))) if status.success() => Ok(()),
+            Ok(Ok((_, words))) => Err(SandboxError::Template(
+                String::from_utf8_lossy(&words).trim().to_owned(),
+            )),
+            Ok(Err(error)) => Err(failed(error)),
+            // Dropping it kills it, and its own children die with it.
+            Err(_) => Err(SandboxError::Template(format!("it was not made within {limit:?}"))),
+        }
+    }
+
+    /// Takes away a template of which no machine can be made.
+    pub(crate) fn discard_template(&self, chosen: &Chosen, error: &SandboxError) {
+        let why = describe(error);
+        tracing::warn!("no machine could be made of the template, which is discarded; the machine boots: {why}");
+        match self.abroad(|| chosen.store.discard(&chosen.recipe)) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the template stays"),
+            Err(error) => tracing::warn!(%error, "the template stays"),
+        }
+    }
+}
+
+fn spawn(maker: &PathBuf) -> std::io::Result<tokio::process::Child> {
+    let mut command = std::process::Command::new(maker);
+    command
+        .arg(MAKER_ACTION)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    die_with_parent(&mut command);
+    Command::from(command).kill_on_drop(true).spawn()
+}

@@ -1,0 +1,88 @@
+//! Machines of a template, with a fake VMM: every step of such a start can fail, and what is no good is given up for a boot.
+
+mod support;
+
+use std::path::Path;
+use std::time::Duration;
+
+use kata_sandbox::step::Faults;
+use kata_sandbox::template::{self, Made};
+use kata_sandbox::{Process, describe, survey};
+use kata_testkit::machine::FakeVmm;
+use support::{Lab, run};
+
+/// A lab whose templates lie in `store`.
+fn lab(vmm: FakeVmm, faults: Faults, store: &Path) -> Lab {
+    Lab::configured(vmm, faults, |config| {
+        config.factory.enable_template = true;
+        config.factory.template_path = store.to_owned();
+    })
+}
+
+/// Makes the template that the lab's pod needs.
+async fn make(lab: &Lab) -> Made {
+    let facts = survey::host(&lab.config).expect("facts");
+    let plan = kata_plan::template(&lab.config, &facts).expect("plan");
+    let made = template::make(&plan, &lab.vmm, Duration::from_secs(5)).await;
+    // It has gone where the template's taps are.
+    kata_net::namespace::enter_new().expect("another network namespace");
+    made.unwrap_or_else(|error| panic!("{}", describe(&error)))
+}
+
+fn count(store: &Path) -> usize {
+    std::fs::read_dir(store).into_iter().flatten().count()
+}
+
+#[test]
+fn a_clone_comes_up_or_leaves_nothing() {
+    run(|| async {
+        let place = tempfile::tempdir_in("/dev/shm").expect("a directory in memory");
+        let store = place.path().join("templates");
+        let whole = lab(FakeVmm::default(), Faults::none(), &store);
+        assert_eq!((make(&whole).await, make(&whole).await), (Made::Now, Made::Before));
+        whole.create().await.expect("create");
+        assert_eq!(whole.vmm.restored(), 1);
+        whole.sandbox.shut_down().await;
+        assert_eq!(whole.vmm.running(), 0);
+        let steps = whole.faults.asked();
+        for step in 0..steps {
+            let lab = lab(FakeVmm::default(), Faults::at(step), &store);
+            make(&lab).await;
+            let error = lab.create().await.expect_err("a step was made to fail");
+            assert!(
+                error.to_string().contains("was made to fail"),
+                "step {step}: {}",
+                describe(&error)
+            );
+            assert!(lab.mounts().is_empty(), "step {step} left {:?}", lab.mounts());
+            assert_eq!(lab.vmm.running(), 0, "step {step} left a machine");
+            assert!(lab.cgroups().is_empty(), "step {step} left {:?}", lab.cgroups());
+            assert!(lab.sandbox.state(&Process::init("c")).await.is_err(), "step {step}");
+            lab.create().await.expect("again");
+            assert!(lab.vmm.restored() >= 1, "the template is not to blame");
+            lab.sandbox.shut_down().await;
+        }
+    });
+}
+
+#[test]
+fn a_template_of_silent_machines_is_discarded_for_a_boot() {
+    run(|| async {
+        let place = tempfile::tempdir_in("/dev/shm").expect("a directory in memory");
+        let store = place.path().join("templates");
+        let lab = lab(FakeVmm::mute(), Faults::none(), &store);
+        make(&lab).await;
+        assert_eq!(count(&store), 1);
+        let error = lab.create().await.expect_err("a boot is as silent");
+        assert!(
+            error.to_string().starts_with("no agent in the guest"),
+            "{}",
+            describe(&error)
+        );
+        assert_eq!((lab.vmm.restored(), lab.vmm.running(), count(&store)), (1, 0, 0));
+        assert!(lab.mounts().is_empty());
+        // And nobody is there to make another.
+        lab.create().await.expect_err("silent");
+        assert_eq!(lab.vmm.restored(), 1);
+    });
+}
