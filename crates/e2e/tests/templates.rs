@@ -396,8 +396,10 @@ fn nothing_is_left_of_a_factory() {
 
 #[test]
 fn a_directory_on_a_disk_gets_a_file_system_in_memory() {
-    let path = lab().scratch().join("on-disk");
-    let file = lab().scratch().join("on-disk.toml");
+    // Of its own: what the others have in theirs is not to be seen in it.
+    let lab = Lab::open();
+    let path = lab.scratch().join("on-disk");
+    let file = lab.scratch().join("on-disk.toml");
     let configure = |text: &str| {
         std::fs::write(
             &file,
@@ -406,18 +408,15 @@ fn a_directory_on_a_disk_gets_a_file_system_in_memory() {
     };
     configure("enable_template = true").expect("configuration");
     let factory = |action: &str| {
-        let command = runtime(lab()).program().arg("--kata-config").arg(&file);
+        let command = runtime(&lab).program().arg("--kata-config").arg(&file);
         command.args(["factory", action]).limit(Duration::from_secs(60)).run()
     };
-    let before = Snapshot::take(lab());
+    let before = Snapshot::take(&lab);
     factory("init").ok();
-    assert!(
-        sh(lab(), "cat /proc/mounts").contains("kata-templates"),
-        "it is mounted"
-    );
+    assert!(sh(&lab, "cat /proc/mounts").contains("kata-templates"), "it is mounted");
     factory("destroy").ok();
     assert!(!path.exists());
-    before.expect_nothing_more(lab(), "a template on a disk");
+    before.expect_nothing_more(&lab, "a template on a disk");
 
     configure("enable_template = false").expect("configuration");
     factory("init").failed().complains("vm factory is not enabled");
