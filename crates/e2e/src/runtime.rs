@@ -45,6 +45,9 @@ pub struct Runtime<'lab> {
     lab: &'lab Lab,
 }
 
+/// The directory of its own.
+const ROOT: &str = "/run/e2e-oci";
+
 /// How fast a state that is due must show.
 const DUE: Duration = Duration::from_secs(15);
 
@@ -73,7 +76,7 @@ impl<'lab> Runtime<'lab> {
     /// A verb, after the global flags.
     #[track_caller]
     pub fn verb(&self, verb: &str) -> Cmd {
-        self.program().args(["--root", "/run/e2e-oci", verb])
+        self.program().args(["--root", ROOT, verb])
     }
 
     /// `run`, in the foreground.
@@ -85,7 +88,20 @@ impl<'lab> Runtime<'lab> {
     /// `create`; the container's output goes to the bundle's files `stdout` and `stderr`.
     #[track_caller]
     pub fn create(&self, bundle: &Bundle, id: &str) -> Outcome {
-        let create = self.verb("create").arg("--bundle").arg(bundle.dir()).arg(id);
+        Self::create_by(self.verb("create"), bundle, id)
+    }
+
+    /// The same under a configuration, which becomes the bundle's file `kata.toml`.
+    #[track_caller]
+    pub fn create_with(&self, bundle: &Bundle, id: &str, configuration: &str) -> Outcome {
+        let file = bundle.dir().join("kata.toml");
+        std::fs::write(&file, configuration).expect("configuration");
+        let program = self.program().arg("--kata-config").arg(file);
+        Self::create_by(program.args(["--root", ROOT, "create"]), bundle, id)
+    }
+
+    fn create_by(create: Cmd, bundle: &Bundle, id: &str) -> Outcome {
+        let create = create.arg("--bundle").arg(bundle.dir()).arg(id);
         create.run_into(&bundle.dir().join("stdout"), &bundle.dir().join("stderr"))
     }
 

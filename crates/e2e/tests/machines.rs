@@ -124,16 +124,8 @@ fn memory_that_the_guest_frees_goes_back_and_a_start_is_traced() {
     let id = "reclaims";
     let runtime = Runtime::new(Kind::Kata, lab());
     let bundle = Bundle::script(lab(), id, "sleep 1000 & wait");
-    let file = bundle.dir().join("kata.toml");
-    std::fs::write(&file, "[hypervisor.qemu]\nreclaim_guest_freed_memory = true\n").expect("configuration");
-    let create = runtime.program().arg("--kata-config").arg(&file);
-    let create = create
-        .args(["--root", "/run/e2e-oci", "create", "--bundle"])
-        .arg(bundle.dir())
-        .arg(id);
-    create
-        .run_into(&bundle.dir().join("stdout"), &bundle.dir().join("stderr"))
-        .ok();
+    let reclaims = "[hypervisor.qemu]\nreclaim_guest_freed_memory = true\n";
+    runtime.create_with(&bundle, id, reclaims).ok();
     runtime.start(id).ok();
     let trace = |format: &str| runtime.verb("trace").args(["--format", format, id]).run().ok();
     trace("table")

@@ -87,20 +87,8 @@ fn bundle(lab: &Lab, name: &str, path: Option<&PathBuf>, script: &str) -> Bundle
     })
 }
 
-/// `create` under a configuration.
-fn create(runtime: &Runtime, bundle: &Bundle, id: &str, configuration: &str) {
-    let file = bundle.dir().join("kata.toml");
-    std::fs::write(&file, configuration).expect("configuration");
-    let command = runtime.program().arg("--kata-config").arg(&file);
-    let command = command.args(["--root", "/run/e2e-oci", "create", "--bundle"]);
-    let command = command.arg(bundle.dir()).arg(id);
-    command
-        .run_into(&bundle.dir().join("stdout"), &bundle.dir().join("stderr"))
-        .ok();
-}
-
 fn begin(runtime: &Runtime, bundle: &Bundle, id: &str, configuration: &str) {
-    create(runtime, bundle, id, configuration);
+    runtime.create_with(bundle, id, configuration).ok();
     runtime.start(id).ok();
 }
 
@@ -218,12 +206,8 @@ fn killed_sandboxes_leave_nothing_in_the_namespace() {
         let path = namespace(id, number, 1);
         let before = traces(id);
         let bundle = bundle(lab(), id, Some(&path), KEEPS_RUNNING);
-        create(
-            &runtime,
-            &bundle,
-            id,
-            &format!("[runtime]\ninternetworking_model = {model:?}\n"),
-        );
+        let configuration = format!("[runtime]\ninternetworking_model = {model:?}\n");
+        runtime.create_with(&bundle, id, &configuration).ok();
         assert_ne!(traces(id), before);
 
         pids::kill_part(lab(), id, Part::Shim);
@@ -271,7 +255,7 @@ fn links_that_come_between_create_and_start_are_found() {
         for n in 2 3; do ip -n foreign link add link veth0 name macvtap$n index $n type macvtap; done
         test -c /dev/tap2 -a -c /dev/tap3",
     );
-    create(&runtime, &bundle, id, "");
+    runtime.create_with(&bundle, id, "").ok();
     let pid = runtime.state(id)["pid"].to_string();
     let own = sh(lab(), "stat -L -c %i /proc/self/ns/net");
     assert_ne!(sh(lab(), &format!("stat -L -c %i /proc/{pid}/ns/net")), own);

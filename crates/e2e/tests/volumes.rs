@@ -3,7 +3,6 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use kata_e2e::against_both;
 use kata_e2e::bundle::Bundle;
@@ -14,7 +13,6 @@ use kata_e2e::fixture::Shared;
 use kata_e2e::lab::Lab;
 use kata_e2e::program;
 use kata_e2e::runtime::{Kind, Runtime};
-use kata_e2e::wait;
 use serde_json::{Value, json};
 
 against_both!(
@@ -70,17 +68,13 @@ fn a_file_that_changes_between_create_and_start_is_seen_whole() {
         let mount = json!({"destination": "/etc/hosts", "type": "bind", "source": hosts, "options": ["rbind", "rw"]});
         spec["mounts"].as_array_mut().expect("mounts").push(mount);
     });
-    let output = bundle.dir().join("stdout");
-    let create = runtime.verb("create").arg("--bundle").arg(bundle.dir()).arg("late");
-    create.run_into(&output, &bundle.dir().join("stderr")).ok();
+    runtime.create(&bundle, "late").ok();
     fs::write(&hosts, "127.0.0.1 localhost\n10.0.0.2 late\n").expect("hosts");
     runtime.start("late").ok();
 
-    wait::until("it has ended", Duration::from_secs(10), || {
-        runtime.state("late")["status"] == "stopped"
-    });
+    runtime.await_status("late", "stopped");
     assert_eq!(
-        fs::read_to_string(&output).expect("output"),
+        fs::read_to_string(bundle.dir().join("stdout")).expect("output"),
         "127.0.0.1 localhost\n10.0.0.2 late\n"
     );
     runtime.delete_force("late").ok();

@@ -76,17 +76,14 @@ fn whichever_step_fails_nothing_is_left_and_the_id_is_free() {
                 "step {step}: {}",
                 describe(&error)
             );
-            assert!(lab.mounts().is_empty(), "step {step} left {:?}", lab.mounts());
-            assert_eq!(lab.vmm.running(), 0, "step {step} left a machine");
-            assert!(lab.cgroups().is_empty(), "step {step} left {:?}", lab.cgroups());
+            lab.expect_no_traces(&format!("step {step}"));
             assert!(lab.events().is_empty(), "step {step}");
             assert!(lab.sandbox.state(&init()).await.is_err(), "step {step}");
             lab.create()
                 .await
                 .unwrap_or_else(|error| panic!("again after step {step}: {}", describe(&error)));
             lab.sandbox.shut_down().await;
-            assert!(lab.mounts().is_empty(), "shutdown left {:?}", lab.mounts());
-            assert!(lab.cgroups().is_empty(), "shutdown left {:?}", lab.cgroups());
+            lab.expect_no_traces("shutdown");
         }
     });
 }

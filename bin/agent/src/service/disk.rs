@@ -5,7 +5,6 @@
 
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,14 +14,11 @@ use kata_wire::names::DISKS_DIR;
 use kata_wire::proto;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, mount, umount2};
-use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket};
 use oci_spec::runtime::{LinuxDeviceType, Spec};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
 use super::refusal::Refusal;
-use crate::descriptor::watch_for;
 use crate::modules::Modules;
+use crate::uevents::Uevents;
 
 /// How long an attached disk may take to appear.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -117,39 +113,12 @@ fn check(disk: &proto::Disk) -> Result<(), Refusal> {
 /// Waits until the disk at this target is there.
 async fn appear(target: u32) -> io::Result<Found> {
     // Listening first, so that nothing happens unheard between the look and the wait.
-    let events = watch_for(events()?, Interest::READABLE)?;
+    let events = Uevents::listen()?;
     loop {
         if let Some(found) = look(target)? {
             return Ok(found);
         }
-        drain(&events).await?;
-    }
-}
-
-/// The kernel's announcements of devices.
-fn events() -> io::Result<OwnedFd> {
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let kind = SockProtocol::NetlinkKObjectUEvent;
-    let events = socket(AddressFamily::Netlink, SockType::Datagram, flags, kind)?;
-    bind(events.as_raw_fd(), &NetlinkAddr::new(0, 1))?;
-    Ok(events)
-}
-
-/// Waits for an announcement, and passes over all that there are.
-async fn drain(events: &AsyncFd<OwnedFd>) -> io::Result<()> {
-    let mut ready = events.readable().await?;
-    let mut text = [0; 4096];
-    loop {
-        match recv(events.get_ref().as_raw_fd(), &mut text, MsgFlags::empty()) {
-            Ok(_) => {}
-            Err(Errno::EAGAIN) => {
-                ready.clear_ready();
-                return Ok(());
-            }
-            // So many came that some are lost: look again.
-            Err(Errno::ENOBUFS) => return Ok(()),
-            Err(errno) => return Err(errno.into()),
-        }
+        events.next().await?;
     }
 }
 

@@ -124,6 +124,13 @@ impl Lab {
         }
     }
 
+    /// Expects nothing on the host of what a sandbox makes; `when` says in messages after what.
+    pub fn expect_no_traces(&self, when: &str) {
+        assert!(self.mounts().is_empty(), "{when} left {:?}", self.mounts());
+        assert_eq!(self.vmm.running(), 0, "{when} left a machine");
+        assert!(self.cgroups().is_empty(), "{when} left {:?}", self.cgroups());
+    }
+
     /// The names of the cgroups at the root of the host's only hierarchy.
     pub fn cgroups(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.path("cgroup")).expect("the hierarchy");
