@@ -83,6 +83,41 @@ pub fn signal(pid: u32, number: i32) -> io::Result<()> {
     Ok(())
 }
 
+/// A child that has ended and was waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// The pid it had.
+    pub pid: u32,
+    /// Its exit code, or 128 and the signal that ended it: as a shell says it.
+    pub code: u32,
+}
+
+/// Waits for any one child that has ended already, whichever signal ended it: a realtime one, too, which has no name. `None`
+/// when there is none.
+///
+/// # Errors
+/// What `waitpid` failed with.
+pub fn reap() -> io::Result<Option<Ended>> {
+    let mut status = 0;
+    // SAFETY: `status` lives through the call, which writes nothing else.
+    let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
+    if pid < 0 {
+        let error = io::Error::last_os_error();
+        let no_children = error.raw_os_error() == Some(libc::ECHILD);
+        return if no_children { Ok(None) } else { Err(error) };
+    }
+    let code = if libc::WIFSIGNALED(status) {
+        128 + libc::WTERMSIG(status)
+    } else {
+        libc::WEXITSTATUS(status)
+    };
+    let ended = u32::try_from(pid).ok().filter(|pid| *pid > 0);
+    Ok(ended.map(|pid| Ended {
+        pid,
+        code: code.unsigned_abs(),
+    }))
+}
+
 /// Closes every descriptor above 2 except those in `keep`. For a child before it runs somebody else's code.
 ///
 /// # Errors

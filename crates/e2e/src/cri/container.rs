@@ -131,7 +131,19 @@ impl<'pod> Container<'pod> {
             let status = self.status();
             (status["state"] == "CONTAINER_EXITED").then_some(status)
         });
-        ended.unwrap_or_else(|| panic!("{} has not ended: {:#}", self.config["metadata"]["name"], self.status()))
+        ended.unwrap_or_else(|| {
+            let name = &self.config["metadata"]["name"];
+            panic!("{name} has not ended: {:#}\n{}", self.status(), self.seen_inside())
+        })
+    }
+
+    /// What its processes are at, by itself and by the runtime's log: for messages.
+    fn seen_inside(&self) -> String {
+        let script = "cd /proc; for p in [0-9]*; do echo $p $(cat $p/comm $p/wchan $p/stat); ls -l $p/fd; done";
+        let inside = self.try_exec(&["sh", "-c", script], 10);
+        let log = "tail -n 30 /run/kata/*/sandbox.log";
+        let log = self.pod.cri().lab().command("sh").args(["-c", log]).run();
+        format!("inside: {inside:#?}\nlogs: {log:#?}\nwritten: {:?}", self.log())
     }
 
     /// The `stats` of ContainerStats.
