@@ -9,10 +9,11 @@ use kata_sys::child;
 #[test]
 fn every_end_is_told_that_of_a_nameless_signal_too() {
     assert_eq!(child::reap().expect("nobody to wait for"), None);
-    let mut expected = BTreeMap::new();
+    let (mut children, mut expected) = (Vec::new(), BTreeMap::new());
     for (script, code) in [("exit 3", 3), ("kill -KILL $$", 137), ("kill -34 $$", 162)] {
         let child = Command::new("sh").args(["-c", script]).spawn().expect("sh");
         expected.insert(child.id(), code);
+        children.push(child);
     }
     let mut ended = BTreeMap::new();
     let end = Instant::now() + Duration::from_secs(20);
@@ -23,4 +24,7 @@ fn every_end_is_told_that_of_a_nameless_signal_too() {
         }
     }
     assert_eq!(ended, expected);
+    for mut child in children {
+        child.wait().expect_err("it was waited for");
+    }
 }
