@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use kata_e2e::bundle::Bundle;
 use kata_e2e::command::Running;
 use kata_e2e::containerd::Containerd;
 use kata_e2e::lab::Lab;
 use kata_e2e::leak::Snapshot;
 use kata_e2e::pids::{self, Part};
-use kata_e2e::runtime::Kind;
+use kata_e2e::runtime::{Kind, Runtime};
 use kata_e2e::{against_both, wait};
 
 against_both!(tasks_outlive_containerd);
@@ -143,4 +144,27 @@ fn whatever_dies_the_exit_is_told_and_the_reason_logged_and_nothing_left() {
         // ctr removes its fifos only with a task.
         before.expect_nothing_more_but(&lab, what, &["/run/containerd/fifo/"]);
     }
+}
+
+/// A container's last process leaves files behind that the file server has not closed yet. Where its mounts are taken down
+/// before that, the guest's kernel falls over them, and the container's end is never told.
+#[test]
+fn a_container_ends_while_the_file_server_is_held_up() {
+    let lab = Lab::open();
+    let runtime = Runtime::new(Kind::Kata, &lab);
+    let bundle = Bundle::args(&lab, "held-up", &["sleep", "1000"]);
+    runtime.begin(&bundle, "held-up");
+    let servers = pids::of_part(&lab, "held-up", Part::Virtiofsd);
+    assert!(!servers.is_empty(), "this machine has virtiofsd");
+    let signal = |name: &str| {
+        for pid in &servers {
+            lab.command("kill").args([name, &pid.to_string()]).run().ok();
+        }
+    };
+    signal("-STOP");
+    runtime.kill("held-up", "KILL").ok();
+    std::thread::sleep(Duration::from_secs(1));
+    signal("-CONT");
+    runtime.await_status("held-up", "stopped");
+    runtime.delete("held-up").ok();
 }

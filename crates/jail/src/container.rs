@@ -1,6 +1,6 @@
 //! A container as the agent sees it: made from a spec, extended by processes, and what is left of it taken away.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -68,6 +68,10 @@ pub struct Container {
     namespaces: Namespaces,
     cgroup: Cgroup,
     init: OwnedFd,
+    /// Its mount namespace, which so ends with this value and not with its last process. What that process leaves behind may
+    /// still be under way to the server of a file system that only this namespace has mounted, and Linux (seen in 6.1's
+    /// virtiofs, by its submounts) falls over such files when it takes the file system down.
+    _mounts: Option<File>,
     defaults: Defaults,
 }
 
@@ -109,6 +113,8 @@ impl Container {
                     namespaces,
                     cgroup,
                     init,
+                    // Missing only if it has died already.
+                    _mounts: File::open(format!("/proc/{}/ns/mnt", newborn.pid)).ok(),
                     defaults,
                 },
                 newborn,

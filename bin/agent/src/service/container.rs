@@ -1,5 +1,6 @@
 //! Containers: made, started, frozen, limited, taken away.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,7 +82,7 @@ async fn make(pod: &Pod, request: &CreateContainerRequest) -> Result<Container, 
         instructions: request.seccomp_filter.clone(),
         flags: request.seccomp_flags,
     };
-    let internal = |error: std::io::Error| Refusal::Internal(format!("container {id}: {error}"));
+    let internal = |error: io::Error| Refusal::Internal(format!("container {id}: {error}"));
 
     let sockets = pod
         .with(|state| Sockets::make(id, &request.sockets, state))
@@ -117,6 +118,7 @@ async fn make(pod: &Pod, request: &CreateContainerRequest) -> Result<Container, 
             if let Err(left) = empty_and_remove(&jail).await {
                 tracing::warn!(id, "left of a container that failed: {left}");
             }
+            settle();
             Err(refusal)
         }
     }
@@ -130,7 +132,7 @@ fn bound(spec: &Spec) -> Vec<PathBuf> {
 }
 
 /// Keeps the namespaces of the process for other containers to join, in place of those that were kept before.
-pub(super) fn keep_namespaces(pid: u32) -> std::io::Result<()> {
+pub(super) fn keep_namespaces(pid: u32) -> io::Result<()> {
     let directory = Path::new(names::POD_NAMESPACES);
     std::fs::create_dir_all(directory)?;
     for kind in ["ipc", "uts", "pid"] {
@@ -209,22 +211,30 @@ pub async fn delete(pod: Arc<Pod>, id: String) -> Result<Empty, Refusal> {
     let Some(container) = taken else {
         return Ok(Empty::new());
     };
-    let gone = empty_and_remove(&container.jail).await;
-    if gone.is_ok() {
-        release(&id);
+    if let Err(refusal) = empty_and_remove(&container.jail).await {
+        pod.with(|state| state.containers.insert(id, Some(container)));
+        return Err(refusal);
     }
-    pod.with(|state| match gone {
-        Ok(()) => {
-            state.containers.remove(&id);
-            state.streams.forget_container(&id);
-        }
-        Err(_) => {
-            state.containers.insert(id.clone(), Some(container));
-        }
+    settle();
+    drop(container);
+    release(&id);
+    pod.with(|state| {
+        state.containers.remove(&id);
+        state.streams.forget_container(&id);
     });
-    gone?;
     tracing::info!(id, "container deleted");
     Ok(Empty::new())
+}
+
+/// Waits until the share's server has done what processes that have ended asked of it. It answers in turn; what it
+/// answers may make the kernel ask once more (a file is given up when its last read is done), hence twice.
+fn settle() {
+    for _ in 0..2 {
+        match refresh(Path::new(names::SHARE_MOUNT)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => tracing::warn!("look at the share: {error}"),
+            _ => {}
+        }
+    }
 }
 
 /// Lets go of what was brought for a container.
