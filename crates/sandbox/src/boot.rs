@@ -217,6 +217,10 @@ impl Sandbox {
         };
         drop(label);
         let machine: Arc<dyn Machine> = Arc::from(started?);
+        // There is one on few hosts.
+        if let Err(error) = kata_ksm::kick() {
+            tracing::debug!(%error, "no throttler of KSM is told of the machine");
+        }
         let halted = machine.clone();
         steps.done("machine", move || async move {
             halted.halt(HALT_GRACE).await;

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use kata_sandbox::step::Faults;
-use kata_sandbox::template::{self, Made};
+use kata_sandbox::template::{self, Made, Occasion};
 use kata_sandbox::{Process, describe, survey};
 use kata_testkit::machine::FakeVmm;
 use support::{Lab, run};
@@ -23,7 +23,7 @@ fn lab(vmm: FakeVmm, faults: Faults, store: &Path) -> Lab {
 async fn make(lab: &Lab) -> Made {
     let facts = survey::host(&lab.config).expect("facts");
     let plan = kata_plan::template(&lab.config, &facts).expect("plan");
-    let made = template::make(&plan, &lab.vmm, Duration::from_secs(5)).await;
+    let made = template::make(&plan, &lab.vmm, Duration::from_secs(5), Occasion::Pod).await;
     // It has gone where the template's taps are.
     kata_net::namespace::enter_new().expect("another network namespace");
     made.unwrap_or_else(|error| panic!("{}", describe(&error)))
