@@ -84,3 +84,27 @@ fn a_template_of_silent_machines_is_discarded_for_a_boot() {
         assert_eq!(lab.vmm.restored(), 1);
     });
 }
+
+#[test]
+fn a_template_is_not_to_blame_for_a_machine_that_was_killed() {
+    run(|| async {
+        let place = tempfile::tempdir_in("/dev/shm").expect("a directory in memory");
+        let store = place.path().join("templates");
+        let lab = lab(FakeVmm::mute(), Faults::none(), &store);
+        make(&lab).await;
+        let killed = async {
+            while lab.vmm.running() == 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            lab.vmm.kill_all();
+        };
+        let (created, ()) = tokio::join!(lab.create(), killed);
+        let error = created.expect_err("it was killed").to_string();
+        assert!(
+            error.starts_with("the machine ended by signal 9 (so the kernel"),
+            "{error}"
+        );
+        assert_eq!((lab.vmm.restored(), lab.vmm.running(), count(&store)), (1, 0, 1));
+        lab.expect_no_traces("a machine that was killed");
+    });
+}
