@@ -111,6 +111,8 @@ pub enum Verb {
     Image(cmd::image::Args),
     /// Send a signal to a container
     Kill(cmd::kill::Args),
+    /// Have the kernel merge equal pages of machines, most after one was started
+    KsmThrottler(cmd::ksm_throttler::Args),
     /// List containers
     List(cmd::list::Args),
     /// Freeze a container
@@ -164,6 +166,7 @@ impl Cli {
             Some(Verb::Features(args)) => cmd::features::run(args, globals),
             Some(Verb::Image(args)) => cmd::image::run(args, globals),
             Some(Verb::Kill(args)) => cmd::kill::run(args, globals),
+            Some(Verb::KsmThrottler(args)) => cmd::ksm_throttler::run(args, globals),
             Some(Verb::List(args)) => cmd::list::run(args, globals),
             Some(Verb::Pause(args)) => cmd::pause::run(args, globals),
             Some(Verb::Plan(args)) => cmd::plan::run(args, globals),

@@ -5,7 +5,7 @@ use std::io::Read;
 use anyhow::{Context, Result};
 use kata_config::Config;
 use kata_plan::TemplatePlan;
-use kata_sandbox::template;
+use kata_sandbox::template::{self, Occasion};
 
 use crate::drivers;
 
@@ -22,6 +22,6 @@ pub fn make() -> Result<()> {
     let vmm = drivers::driver(&Config::default());
     // One thread: the machine's processes die with the thread that started them.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(template::make(&plan, &*vmm, limit))?;
+    runtime.block_on(template::make(&plan, &*vmm, limit, Occasion::Pod))?;
     Ok(())
 }

@@ -70,16 +70,87 @@ fn a_share_by_9p() {
     assert!(said.contains(" / 9p "), "{said}");
 }
 
-#[test]
-fn a_clone_with_a_share_by_9p() {
+fn clone_with_9p() -> String {
     let assets = generic_assets().display();
-    let configuration = format!(
+    format!(
         "[factory]\nenable_template = true\n[hypervisor.qemu]\nkernel = \"{assets}/vmlinux\"\ninitrd = \"{assets}/initrd.img\"\n\
          shared_fs = \"virtio-9p\"\n"
-    );
+    )
+}
+
+#[test]
+fn a_clone_with_a_share_by_9p() {
     for name in ["ninep-made", "ninep-found"] {
-        let said = run_with(name, &configuration);
+        let said = run_with(name, &clone_with_9p());
         assert!(said.contains(" / 9p ") && said.contains("kata.load="), "{said}");
+    }
+}
+
+/// The kernel's settings of KSM are the whole machine's: they are put back however this test ends.
+struct KernelSettings(std::process::Child);
+
+impl KernelSettings {
+    const NAMES: [&str; 3] = ["run", "pages_to_scan", "sleep_millisecs"];
+
+    fn guard(settings: &[String; 3]) -> Self {
+        let script =
+            "cd /sys/kernel/mm/ksm || exit; read -r _; echo $2 >pages_to_scan; echo $3 >sleep_millisecs; echo $1 >run";
+        let mut shell = std::process::Command::new("setsid");
+        shell
+            .args(["sh", "-c", script, "sh"])
+            .args(settings)
+            .stdin(std::process::Stdio::piped());
+        Self(shell.spawn().expect("setsid sh"))
+    }
+
+    fn now() -> [String; 3] {
+        Self::NAMES
+            .map(|name| std::fs::read_to_string(format!("/sys/kernel/mm/ksm/{name}")).expect("a setting"))
+            .map(|text| text.trim().to_owned())
+    }
+}
+
+impl Drop for KernelSettings {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn equal_pages_of_machines_with_9p_are_merged() {
+    let before = KernelSettings::now();
+    let _guard = KernelSettings::guard(&before);
+    let runtime = Runtime::new(Kind::Kata, lab());
+    let throttler = runtime.program().args(["ksm-throttler"]).start();
+    let listening = wait::eventually(Duration::from_secs(10), || {
+        let its = |process: &pids::Process| process.line.ends_with(" ksm-throttler");
+        let listens = lab().outside("/run/kata-ksm-throttler/ksm.sock").exists();
+        pids::all(lab()).into_iter().find(its).filter(|_| listens)
+    });
+    let throttler_pid = listening.expect("it listens").pid;
+    let ids = ["merged-1", "merged-2"];
+    for id in ids {
+        let bundle = Bundle::script(lab(), id, "yes | head -c 16000000 >/dev/shm/equal; sleep 1000");
+        runtime.create_with(&bundle, id, &clone_with_9p()).ok();
+        runtime.start(id).ok();
+    }
+    for id in ids {
+        let file = format!("/proc/{}/ksm_merging_pages", pids::of_part(lab(), id, Part::Vmm)[0]);
+        let mut pages = 0;
+        let merged = wait::eventually(Duration::from_secs(30), || {
+            let text = std::fs::read_to_string(lab().outside(&file)).expect("the VMM");
+            pages = text.trim().parse::<u64>().expect("a number");
+            (pages > 3000).then_some(())
+        });
+        assert!(merged.is_some(), "{id} shares {pages} pages");
+    }
+    let kill = lab().command("kill").args(["-TERM", &throttler_pid.to_string()]);
+    kill.run().ok();
+    throttler.finish().ok();
+    assert_eq!(KernelSettings::now(), before);
+    for id in ids {
+        runtime.delete_force(id).ok();
     }
 }
 

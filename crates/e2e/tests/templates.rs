@@ -273,14 +273,33 @@ fn a_template_that_is_no_good_is_given_up_for_a_boot() {
     );
     assert_eq!(templates(&lab), [] as [String; 0], "it was discarded");
 
+    // No room for one: the second pod does not try any more, but an operator may.
     sh(&lab, &format!("mount -t tmpfs -o size=30m,mode=700 small {STORE}"));
+    let failure = format!("{first}.failed");
     let (cloned, log) = tried(&lab, "full");
     assert!(!cloned && warnings(&log) == 1 && log.contains("No space left"), "{log}");
-    assert_eq!(templates(&lab), [] as [String; 0], "nothing half-made");
+    assert_eq!(
+        templates(&lab),
+        std::slice::from_ref(&failure),
+        "nothing half-made, and a reason"
+    );
+    let remembered = "it could not be made, which is tried again in ";
+    factory(&lab, "status")
+        .ok()
+        .says("vm factory is off\n")
+        .says(&format!("{STORE}/{first}  {remembered}"))
+        .says("No space left");
     factory(&lab, "init")
         .failed()
         .complains("cannot make the template")
         .complains("No space left");
+    sh(&lab, &format!("mount -o remount,size=400m {STORE}"));
+    let (cloned, log) = tried(&lab, "remembering");
+    assert!(!cloned && warnings(&log) == 1 && log.contains(remembered), "{log}");
+    sh(&lab, &format!("touch -d '6 minutes ago' {STORE}/{failure}"));
+    let (cloned, log) = tried(&lab, "forgetting");
+    assert!(cloned && warnings(&log) == 0, "{log}");
+    assert_eq!(templates(&lab), std::slice::from_ref(first), "the failure is forgotten");
     sh(&lab, &format!("umount {STORE}"));
 }
 

@@ -57,7 +57,7 @@ pub enum FactoryError {
     },
 }
 
-fn host(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FactoryError {
+pub(crate) fn host(act: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FactoryError {
     let path = path.to_owned();
     move |source| FactoryError::Host { act, path, source }
 }
@@ -118,7 +118,8 @@ impl Store {
         Ok(Some(template))
     }
 
-    fn check_owner(&self) -> Result<(), FactoryError> {
+    /// That nobody else can put something in.
+    pub(crate) fn check_owner(&self) -> Result<(), FactoryError> {
         let data = std::fs::symlink_metadata(&self.0).map_err(host("look at", &self.0))?;
         let user = nix::unistd::geteuid().as_raw();
         if data.uid() != user || data.mode() & 0o022 != 0 {
@@ -162,6 +163,14 @@ impl Store {
     }
 
     fn names(&self) -> Result<Vec<String>, FactoryError> {
+        let mut names = self.entries()?;
+        names.retain(|name| recipe::is_name(name));
+        names.sort();
+        Ok(names)
+    }
+
+    /// The names of all that is in the directory.
+    pub(crate) fn entries(&self) -> Result<Vec<String>, FactoryError> {
         let entries = match std::fs::read_dir(&self.0) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             entries => entries.map_err(host("read", &self.0))?,
@@ -169,9 +178,11 @@ impl Store {
         let names = entries
             .flatten()
             .filter_map(|entry| entry.file_name().into_string().ok());
-        let mut names: Vec<String> = names.filter(|name| recipe::is_name(name)).collect();
-        names.sort();
-        Ok(names)
+        Ok(names.collect())
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
     }
 
     /// Waits until nobody else makes or destroys templates here. The lock is on the directory above: the store's own may be
@@ -219,17 +230,18 @@ impl Locked {
         made.map_err(host("make", &half_made))?;
         Ok(HalfMade {
             path: half_made,
-            store: path.clone(),
+            store: self.store.clone(),
             is_whole: false,
         })
     }
 
     /// Removes templates that nobody can use any more, and those beyond the number that is kept that were not used for
-    /// longest; never the one of `recipe`.
+    /// longest; never the one of `recipe`. Failures that do not hold any more go, too.
     ///
     /// # Errors
     /// [`FactoryError::Host`]
     pub fn sweep(&self, recipe: &Recipe) -> Result<(), FactoryError> {
+        self.store.forget_failures(|failure| failure.is_some())?;
         let mut others = Vec::new();
         for name in self.store.names()?.into_iter().filter(|name| *name != recipe.name()) {
             let path = self.store.0.join(&name);
@@ -254,6 +266,7 @@ impl Locked {
             remove(&path.join(name))?;
         }
         remove(&self.store.half_made())?;
+        self.store.forget_failures(|_| false)?;
         memory::leave(path).map_err(host("remove", path))
     }
 }
@@ -262,7 +275,7 @@ impl Locked {
 #[derive(Debug)]
 pub struct HalfMade {
     path: PathBuf,
-    store: PathBuf,
+    store: Store,
     is_whole: bool,
 }
 
@@ -280,7 +293,7 @@ impl HalfMade {
         }
     }
 
-    /// It is whole: from now on it is found by its recipe.
+    /// It is whole: from now on it is found by its recipe, and earlier failures are forgotten.
     ///
     /// # Errors
     /// [`FactoryError::Host`]; it is removed then.
@@ -291,11 +304,11 @@ impl HalfMade {
         let file = path.join(MANIFEST);
         let text = serde_json::to_vec(&manifest).map_err(|error| host("write", &file)(error.into()))?;
         std::fs::write(&file, text).map_err(host("write", &file))?;
-        let whole = self.store.join(recipe.name());
+        let whole = self.store.0.join(recipe.name());
         remove(&whole)?;
         std::fs::rename(&path, &whole).map_err(host("rename", &path))?;
         self.is_whole = true;
-        Ok(())
+        self.store.forget_failure(&recipe.name())
     }
 }
 

@@ -1,5 +1,6 @@
 //! What any VMM driver must do.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -39,7 +40,7 @@ pub enum MachineError {
         source: std::io::Error,
     },
     /// The VMM ended when it should have run.
-    #[error("the VMM {} ended {}{}", vmm.display(), describe(exit), tail("its messages", &exit.messages))]
+    #[error("the VMM {} ended {exit}{}", vmm.display(), tail("its messages", &exit.messages))]
     Died {
         /// Its path.
         vmm: PathBuf,
@@ -76,10 +77,20 @@ pub enum MachineError {
     },
 }
 
-fn describe(exit: &Exit) -> String {
-    match exit.status {
-        Ok(code) => format!("with code {code}"),
-        Err(signal) => format!("by signal {signal}"),
+impl Exit {
+    /// Whether somebody has killed it (SIGKILL), as the kernel does when memory is wanting.
+    pub fn was_killed(&self) -> bool {
+        self.status == Err(9)
+    }
+}
+
+impl fmt::Display for Exit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.status {
+            Ok(code) => write!(f, "with code {code}"),
+            Err(9) => write!(f, "by signal 9 (so the kernel ends processes when memory is wanting)"),
+            Err(signal) => write!(f, "by signal {signal}"),
+        }
     }
 }
 

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kata_agent_client::{Agent, connect};
+use kata_agent_client::{Agent, AgentError, connect};
 use kata_cgroup::{Groups, Part};
-use kata_machine::{Device, Machine, Template};
+use kata_machine::{Device, Exit, Machine, MachineError, Template};
 use kata_plan::{GuestMount, PodPlan, SharePlan};
 use kata_storage::namespace;
 use kata_storage::share::FileServer;
@@ -14,6 +14,7 @@ use kata_wire::proto;
 use tokio::sync::oneshot;
 
 use crate::error::SandboxError;
+use crate::expendable::{Expendable, ended, spare};
 use crate::fitting::{Fitter, Fitting};
 use crate::label::NextLabel;
 use crate::recover;
@@ -25,7 +26,7 @@ use crate::{localhost, network};
 /// How long a machine gets to end by itself when it is told to.
 const HALT_GRACE: Duration = Duration::ZERO;
 
-/// How long after its file server a VMM may be seen to end, if it was the VMM that ended first.
+/// How long after its file server or its channel a VMM may be seen to end, if it was the VMM that ended first.
 const VMM_END: Duration = Duration::from_millis(500);
 
 impl Sandbox {
@@ -57,6 +58,7 @@ impl Sandbox {
         let (kept, driven) = (guest.clone(), machine.clone());
         self.ask(move |state| {
             state.guest = Some(kept);
+            state.exit = Some(driven.exit());
             state.machine = Some(driven);
             state.fitting = Some(fitting);
         })
@@ -211,12 +213,17 @@ impl Sandbox {
             path: "/proc/thread-self/attr/exec".into(),
             source,
         })?;
+        let expendable = Expendable::begin();
         let started = match template {
             Some(template) => self.vmm.restore(&plan.machine, template).await,
             None => self.vmm.boot(&plan.machine).await,
         };
-        drop(label);
+        drop((label, expendable));
         let machine: Arc<dyn Machine> = Arc::from(started?);
+        // There is one on few hosts.
+        if let Err(error) = kata_ksm::kick() {
+            tracing::debug!(%error, "no throttler of KSM is told of the machine");
+        }
         let halted = machine.clone();
         steps.done("machine", move || async move {
             halted.halt(HALT_GRACE).await;
@@ -273,12 +280,12 @@ impl Sandbox {
             reached = reaching => match reached {
                 Ok(reached) => reached,
                 // The channel breaks a moment before the end of the VMM is known; its words say more.
-                Err(error) => match tokio::time::timeout(Duration::from_millis(500), ended(&mut exit)).await {
-                    Ok(messages) => return Err(ended_early(&*machine, messages)),
+                Err(error) => match tokio::time::timeout(VMM_END, ended(&mut exit)).await {
+                    Ok(exit) => return Err(ended_early(&*machine, exit)),
                     Err(_) => return Err(error),
                 },
             },
-            messages = ended(&mut exit) => return Err(ended_early(&*machine, messages)),
+            exit = ended(&mut exit) => return Err(ended_early(&*machine, exit)),
         };
         tracing::info!(
             agent = details.agent_version,
@@ -304,18 +311,49 @@ impl Sandbox {
         Ok(agent)
     }
 
+    /// The pod has started: its machine goes on as one among others when memory is wanting.
+    pub(crate) async fn spare_machine(&self) {
+        let _ = self
+            .ask(|state| {
+                let pid = state.machine.as_ref().map(|machine| machine.pid());
+                let its = state.record.helpers.iter().find(|helper| Some(helper.pid) == pid);
+                if let Some(its) = its {
+                    spare(*its);
+                }
+            })
+            .await;
+    }
+
+    /// A channel that was closed says less than the machine's end, which is known a moment later.
+    pub(crate) async fn explain_loss(&self, error: SandboxError) -> SandboxError {
+        if !matches!(error, SandboxError::Agent(AgentError::Lost)) {
+            return error;
+        }
+        let Ok(Some(mut exit)) = self.ask(|state| state.exit.clone()).await else {
+            return error;
+        };
+        match tokio::time::timeout(VMM_END, ended(&mut exit)).await {
+            Ok(exit) => SandboxError::Ended { exit },
+            Err(_) => error,
+        }
+    }
+
     pub(crate) async fn note(&self, name: &'static str, from: Instant) {
         // Fails only while the process is going down, when times matter to nobody.
         let _ = self.ask(move |state| state.timeline.note(name, from)).await;
     }
 }
 
-/// What a damaged template leads to: a machine that cannot be made, falls, or stays silent. An agent that refuses is sound.
+/// What a damaged template leads to: a machine that cannot be made, falls, or stays silent. An agent that refuses is sound, and a
+/// machine that was killed was not to blame: a boot would want even more memory.
 fn may_be_templates(error: &SandboxError) -> bool {
-    matches!(
-        error,
-        SandboxError::Machine(_) | SandboxError::NoAgent { .. } | SandboxError::EndedEarly { .. }
-    )
+    match error {
+        SandboxError::Machine(MachineError::Died { exit, .. }) | SandboxError::EndedEarly { exit, .. } => {
+            !exit.was_killed()
+        }
+        SandboxError::Machine(_) | SandboxError::NoAgent { .. } => true,
+        _ => false,
+    }
 }
 
 /// Sees to it that the machine ends when its file server does, whose last words come then.
@@ -348,17 +386,10 @@ fn serve_localhost(guest: &Agent, steps: &mut Steps) -> Result<(), SandboxError>
     Ok(())
 }
 
-async fn ended(exit: &mut kata_machine::ExitWatch) -> String {
-    match exit.wait_for(Option::is_some).await {
-        Ok(exit) => exit.as_ref().map(|exit| exit.messages.clone()).unwrap_or_default(),
-        Err(_) => String::new(),
-    }
-}
-
-fn ended_early(machine: &dyn Machine, messages: String) -> SandboxError {
+fn ended_early(machine: &dyn Machine, exit: Exit) -> SandboxError {
     SandboxError::EndedEarly {
         console: machine.console_tail(),
-        messages,
+        exit,
     }
 }
 

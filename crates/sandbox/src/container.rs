@@ -65,6 +65,7 @@ impl Sandbox {
                 Ok(())
             }
             Err(error) => {
+                let error = self.explain_loss(error).await;
                 if self.is_first(&id) {
                     self.undo_pod().await;
                 }
@@ -75,7 +76,7 @@ impl Sandbox {
         }
     }
 
-    fn is_first(&self, container: &str) -> bool {
+    pub(crate) fn is_first(&self, container: &str) -> bool {
         *self.id == *container
     }
 

@@ -6,7 +6,7 @@ use kata_agent_client::{AgentError, ConnectError};
 use kata_bundle::BundleError;
 use kata_config::ConfigError;
 use kata_factory::FactoryError;
-use kata_machine::MachineError;
+use kata_machine::{Exit, MachineError};
 use kata_net::macvtap::MacvtapError;
 use kata_net::tap::TapError;
 use kata_net::tc::JoinError;
@@ -61,12 +61,18 @@ pub enum SandboxError {
         source: ConnectError,
     },
     /// The machine ended while its agent was waited for.
-    #[error("the machine ended before its agent answered{}{}", said(console), vmm_said(messages))]
+    #[error("the machine ended {exit} before its agent answered{}{}", said(console), vmm_said(&exit.messages))]
     EndedEarly {
         /// The last lines of the guest's console.
         console: String,
-        /// The VMM's own last words.
-        messages: String,
+        /// How, and the VMM's own last words.
+        exit: Exit,
+    },
+    /// The machine ended while something was done in it.
+    #[error("the machine ended {exit}{}", vmm_said(&exit.messages))]
+    Ended {
+        /// How.
+        exit: Exit,
     },
     /// The agent refused or failed.
     #[error(transparent)]

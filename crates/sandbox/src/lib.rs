@@ -8,6 +8,7 @@ mod boot;
 pub mod container;
 mod disk;
 pub mod error;
+mod expendable;
 mod fitting;
 pub mod hooks;
 mod label;

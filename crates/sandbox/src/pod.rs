@@ -69,7 +69,9 @@ impl Sandbox {
 
     async fn boot_alone(&self, bundle: &Bundle) -> Result<(), SandboxError> {
         let facts = self.abroad(|| survey::facts(&self.config, &self.home, bundle.spec(), &[]))??;
-        self.boot_for(bundle, facts, self.faults.clone()).await.map(drop)
+        self.boot_for(bundle, facts, self.faults.clone()).await?;
+        self.spare_machine().await;
+        Ok(())
     }
 
     /// Ends the machine, and with it all containers. That it has ended already is no error.

@@ -51,6 +51,10 @@ impl Sandbox {
             Ok(guest) => self.start_exec(guest, process).await,
             Err(error) => Err(error),
         };
+        let started = match started {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.explain_loss(error).await),
+        };
         let failed_at = started.is_err().then(|| ExitStatus {
             code: MACHINE_LOST,
             at_unix_nanos: now_unix_nanos(),
@@ -77,6 +81,9 @@ impl Sandbox {
             }
         })
         .await?;
+        if started.is_ok() && process.exec.is_empty() && self.is_first(&process.container) {
+            self.spare_machine().await;
+        }
         started
     }
 

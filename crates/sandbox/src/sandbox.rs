@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use kata_agent_client::{Agent, AgentError, Process};
 use kata_cgroup::Hierarchies;
 use kata_config::Config;
-use kata_machine::{Machine, Vmm};
+use kata_machine::{ExitWatch, Machine, Vmm};
 use kata_storage::origin::Origin;
 use tokio::sync::{mpsc, watch};
 
@@ -165,6 +165,8 @@ pub(crate) struct State {
     pub network: Option<PodNetwork>,
     /// The machine, while it runs.
     pub machine: Option<Arc<dyn Machine>>,
+    /// How it ends, or has ended.
+    pub exit: Option<ExitWatch>,
     /// Disks that are attached to it.
     pub disks: Disks,
     /// Keeps the machine as large as its containers need, while it runs.
@@ -295,6 +297,7 @@ impl Sandbox {
             guest: None,
             network: None,
             machine: None,
+            exit: None,
             disks: Disks::default(),
             fitting: None,
             wants: BTreeMap::new(),

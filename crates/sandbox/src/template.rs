@@ -2,13 +2,14 @@
 //!
 //! A sandbox that finds none waits while it is made, and others that need the same wait with it. That costs the first as much as
 //! a boot, which it would have had anyway, and those that come with it wait for one boot instead of each having its own.
-//! The maker is a process of its own, outside the pod's namespaces and cgroups, and ends with who waits for it.
+//! The maker is a process of its own, outside the pod's namespaces and cgroups, and ends with who waits for it. What it could not
+//! make is not tried again for a while.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use kata_factory::{FactoryError, Recipe, Store};
+use kata_factory::{FactoryError, HalfMade, Recipe, Store};
 use kata_machine::{Device, Template, Vmm, Wire};
 use kata_net::{namespace, tap};
 use kata_netlink::Socket;
@@ -42,6 +43,15 @@ pub enum Made {
     Before,
 }
 
+/// Who wants a template made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Occasion {
+    /// A pod, which can boot: what failed a while ago is not tried again.
+    Pod,
+    /// An operator, who is to see whether it can be made.
+    Operator,
+}
+
 /// The recipe of a planned template, from the files as they are now.
 ///
 /// # Errors
@@ -59,8 +69,13 @@ pub fn recipe(plan: &TemplatePlan, vmm: &dyn Vmm) -> Result<Recipe, SandboxError
 /// on its main thread: it goes into another network namespace and stays there.
 ///
 /// # Errors
-/// See [`SandboxError`]; nothing is left then.
-pub async fn make(plan: &TemplatePlan, vmm: &dyn Vmm, limit: Duration) -> Result<Made, SandboxError> {
+/// See [`SandboxError`]; nothing is left then but the memory of a failure.
+pub async fn make(
+    plan: &TemplatePlan,
+    vmm: &dyn Vmm,
+    limit: Duration,
+    occasion: Occasion,
+) -> Result<Made, SandboxError> {
     let store = Store::at(plan.machine.run_dir.parent().unwrap_or(Path::new("/")));
     let recipe = recipe(plan, vmm)?;
     let locked = store.lock()?;
@@ -70,7 +85,32 @@ pub async fn make(plan: &TemplatePlan, vmm: &dyn Vmm, limit: Duration) -> Result
         Err(error @ FactoryError::Damaged { .. }) => tracing::warn!("{error}; it is made anew"),
         Err(error) => return Err(error.into()),
     }
+    // Who held the lock before may have failed just now.
+    if occasion == Occasion::Pod
+        && let Some(failure) = store.failure(&recipe)
+    {
+        return Err(SandboxError::Template(failure.to_string()));
+    }
     let half_made = locked.begin()?;
+    if let Err(error) = make_in(half_made, plan, vmm, limit, &recipe).await {
+        if let Err(error) = store.note_failure(&recipe, &describe(&error)) {
+            tracing::warn!(%error, "the next pod tries again to make the template");
+        }
+        return Err(error);
+    }
+    if let Err(error) = locked.sweep(&recipe) {
+        tracing::warn!(%error, "old templates are left");
+    }
+    Ok(Made::Now)
+}
+
+async fn make_in(
+    half_made: HalfMade,
+    plan: &TemplatePlan,
+    vmm: &dyn Vmm,
+    limit: Duration,
+    recipe: &Recipe,
+) -> Result<(), SandboxError> {
     make_taps(plan)?;
     let server = start_file_server(plan)?;
     let saved = vmm.save(&plan.machine, &half_made.files(), limit).await;
@@ -79,11 +119,7 @@ pub async fn make(plan: &TemplatePlan, vmm: &dyn Vmm, limit: Duration) -> Result
     }
     saved?;
     tidy(plan);
-    half_made.finish(&recipe)?;
-    if let Err(error) = locked.sweep(&recipe) {
-        tracing::warn!(%error, "old templates are left");
-    }
-    Ok(Made::Now)
+    Ok(half_made.finish(recipe)?)
 }
 
 /// The namespace and what is in it end with this process.
@@ -170,8 +206,11 @@ impl Sandbox {
         let template = match found {
             Some(template) => template,
             None => {
+                if let Some(failure) = self.abroad(|| store.failure(&recipe))? {
+                    return Err(SandboxError::Template(failure.to_string()));
+                }
                 let began = Instant::now();
-                self.have_made(plan).await?;
+                self.have_made(plan, &store, &recipe).await?;
                 self.note("wait for the template", began).await;
                 let made = self.abroad(|| store.open(&recipe))??;
                 made.ok_or_else(|| SandboxError::Template("the one that was made is gone".into()))?
@@ -185,7 +224,7 @@ impl Sandbox {
     }
 
     /// Has another process make it, on the engine's side of the host.
-    async fn have_made(&self, plan: &TemplatePlan) -> Result<(), SandboxError> {
+    async fn have_made(&self, plan: &TemplatePlan, store: &Store, recipe: &Recipe) -> Result<(), SandboxError> {
         let Some(maker) = &self.maker else {
             return Err(SandboxError::Template("there is none, and nobody to make one".into()));
         };
@@ -208,15 +247,24 @@ impl Sandbox {
             }
             Ok((child.wait().await?, words))
         };
-        match tokio::time::timeout(limit, finished).await {
-            Ok(Ok((status, _))) if status.success() => Ok(()),
-            Ok(Ok((_, words))) => Err(SandboxError::Template(
-                String::from_utf8_lossy(&words).trim().to_owned(),
-            )),
-            Ok(Err(error)) => Err(failed(error)),
+        let why = match tokio::time::timeout(limit, finished).await {
+            Ok(Ok((status, _))) if status.success() => return Ok(()),
+            Ok(Ok((status, words))) => {
+                let words = String::from_utf8_lossy(&words).trim().to_owned();
+                if status.code().is_some() {
+                    return Err(SandboxError::Template(words));
+                }
+                format!("who made it was killed ({status}); {words}")
+            }
+            Ok(Err(error)) => return Err(failed(error)),
             // Dropping it kills it, and its own children die with it.
-            Err(_) => Err(SandboxError::Template(format!("it was not made within {limit:?}"))),
+            Err(_) => format!("it was not made within {limit:?}"),
+        };
+        // Who was killed has not written it down.
+        if let Err(error) = self.abroad(|| store.note_failure(recipe, &why))? {
+            tracing::warn!(%error, "the next pod tries again to make the template");
         }
+        Err(SandboxError::Template(why))
     }
 
     /// Takes away a template of which no machine can be made.

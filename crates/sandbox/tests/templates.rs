@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use kata_sandbox::step::Faults;
-use kata_sandbox::template::{self, Made};
+use kata_sandbox::template::{self, Made, Occasion};
 use kata_sandbox::{Process, describe, survey};
 use kata_testkit::machine::FakeVmm;
 use support::{Lab, run};
@@ -23,7 +23,7 @@ fn lab(vmm: FakeVmm, faults: Faults, store: &Path) -> Lab {
 async fn make(lab: &Lab) -> Made {
     let facts = survey::host(&lab.config).expect("facts");
     let plan = kata_plan::template(&lab.config, &facts).expect("plan");
-    let made = template::make(&plan, &lab.vmm, Duration::from_secs(5)).await;
+    let made = template::make(&plan, &lab.vmm, Duration::from_secs(5), Occasion::Pod).await;
     // It has gone where the template's taps are.
     kata_net::namespace::enter_new().expect("another network namespace");
     made.unwrap_or_else(|error| panic!("{}", describe(&error)))
@@ -82,5 +82,29 @@ fn a_template_of_silent_machines_is_discarded_for_a_boot() {
         // And nobody is there to make another.
         lab.create().await.expect_err("silent");
         assert_eq!(lab.vmm.restored(), 1);
+    });
+}
+
+#[test]
+fn a_template_is_not_to_blame_for_a_machine_that_was_killed() {
+    run(|| async {
+        let place = tempfile::tempdir_in("/dev/shm").expect("a directory in memory");
+        let store = place.path().join("templates");
+        let lab = lab(FakeVmm::mute(), Faults::none(), &store);
+        make(&lab).await;
+        let killed = async {
+            while lab.vmm.running() == 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            lab.vmm.kill_all();
+        };
+        let (created, ()) = tokio::join!(lab.create(), killed);
+        let error = created.expect_err("it was killed").to_string();
+        assert!(
+            error.starts_with("the machine ended by signal 9 (so the kernel"),
+            "{error}"
+        );
+        assert_eq!((lab.vmm.restored(), lab.vmm.running(), count(&store)), (1, 0, 1));
+        lab.expect_no_traces("a machine that was killed");
     });
 }

@@ -9,7 +9,7 @@ use kata_factory::{Store, Trust};
 use kata_plan::TemplatePlan;
 use kata_qemu::Qemu;
 use kata_sandbox::survey;
-use kata_sandbox::template::{self, Made};
+use kata_sandbox::template::{self, Made, Occasion};
 
 use crate::cli::Globals;
 use crate::container::client::block_on;
@@ -62,7 +62,7 @@ fn init(config: &Config) -> anyhow::Result<String> {
     }
     let plan = plan(config)?;
     let made = block_on(async {
-        let made = template::make(&plan, &Qemu, config.agent_answer_limit()).await;
+        let made = template::make(&plan, &Qemu, config.agent_answer_limit(), Occasion::Operator).await;
         made.context("cannot make the template")
     })?;
     Ok(match made {
@@ -98,6 +98,9 @@ fn status(config: &Config, store: &Store) -> anyhow::Result<String> {
         };
         let mib = entry.memory_bytes.div_ceil(1 << 20);
         said.push_str(&format!("{}  {mib} MiB  {what}\n", entry.path.display()));
+    }
+    for failure in store.failures()? {
+        said.push_str(&format!("{}  {failure}\n", failure.path.display()));
     }
     Ok(said)
 }

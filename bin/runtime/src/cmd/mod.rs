@@ -10,6 +10,7 @@ pub mod factory;
 pub mod features;
 pub mod image;
 pub mod kill;
+pub mod ksm_throttler;
 pub mod list;
 pub mod pause;
 pub mod plan;

@@ -250,6 +250,9 @@ impl Connection {
 pub fn said(error: ttrpc::Error) -> anyhow::Error {
     match error {
         ttrpc::Error::RpcStatus(status) => anyhow::anyhow!("{}", status.message),
+        // It does not end before it has answered.
+        gone @ (ttrpc::Error::Socket(_) | ttrpc::Error::Eof | ttrpc::Error::RemoteClosed) => anyhow::Error::new(gone)
+            .context("the sandbox process was killed, as the kernel does when memory is wanting"),
         other => anyhow::Error::new(other).context("the sandbox process does not answer"),
     }
 }

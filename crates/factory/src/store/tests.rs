@@ -213,4 +213,46 @@ fn a_store_of_others_is_not_trusted() {
         place.store.lock().expect("lock").begin(),
         Err(FactoryError::Open { .. })
     ));
+    assert!(matches!(
+        place.store.note_failure(&recipe, "?"),
+        Err(FactoryError::Open { .. })
+    ));
+}
+
+#[test]
+fn a_failure_is_remembered_for_a_while() {
+    let place = Place::new();
+    let (recipe, other) = (place.recipe("a"), place.recipe("b"));
+    assert_eq!(place.store.failure(&recipe), None);
+    assert_eq!(place.store.failures().expect("no store yet"), []);
+    // The room in which it was to be made is what is left of a failure.
+    drop(place.half_made("a"));
+    place.store.note_failure(&recipe, "it\nfell\u{1b}[2J").expect("noted");
+    let failure = place.store.failure(&recipe).expect("remembered");
+    assert_eq!(failure.why, "it fell [2J");
+    assert!(failure.retry_in > Duration::from_secs(290), "{failure:?}");
+    assert_eq!(failure.path, place.store.0.join(recipe.name()));
+    assert_eq!(place.store.failure(&other), None);
+    assert_eq!(place.store.failures().expect("list").len(), 1);
+    assert_eq!(place.store.list().expect("list"), [], "it is no template");
+
+    let note = place.store.0.join(format!("{}.failed", recipe.name()));
+    for (seconds, expected) in [(-290i64, true), (-301, false), (60, false)] {
+        let ago = Duration::from_secs(seconds.unsigned_abs());
+        let now = SystemTime::now();
+        let at = if seconds < 0 { now - ago } else { now + ago };
+        let file = File::options().write(true).open(&note).expect("note");
+        file.set_modified(at).expect("times");
+        assert_eq!(place.store.failure(&recipe).is_some(), expected, "{seconds} s");
+    }
+    place.store.note_failure(&other, &"é".repeat(4000)).expect("noted");
+    assert!(!note.exists(), "what does not hold any more goes with the next");
+    assert_eq!(place.store.failure(&other).expect("remembered").why, "é".repeat(1024));
+
+    // Success ends it, and so does the end of the store.
+    place.make("b");
+    assert_eq!(place.store.failure(&other), None);
+    place.store.note_failure(&recipe, "again").expect("noted");
+    place.store.lock().expect("lock").destroy().expect("destroyed");
+    assert!(!place.store.0.exists());
 }

@@ -151,7 +151,10 @@ async fn death_is_seen_at_once_with_its_signal() {
     let machine = boot(&place.spec, LIMIT).await.expect("it greets");
     assert!(machine.exit().borrow().is_none());
     let error = machine.suspend().await.expect_err("dead").to_string();
-    assert!(error.ends_with("ended by signal 9; its messages: boo"), "{error}");
+    assert!(
+        error.ends_with("ended by signal 9 (so the kernel ends processes when memory is wanting); its messages: boo"),
+        "{error}"
+    );
     assert_eq!(machine.exit().borrow().as_ref().map(|exit| exit.status), Some(Err(9)));
     let error = machine.connect().await.err().expect("dead");
     assert!(matches!(error, MachineError::Died { .. }), "{error:?}");
