@@ -1,6 +1,7 @@
 //! The duties of a first process: a root that can be pivoted, the kernel's file systems, modules, loopback, cgroups.
 
 use std::fs::{self, DirBuilder};
+use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::Path;
 
@@ -35,6 +36,15 @@ const FILE_SYSTEMS: &[(&str, &str, MsFlags, &str)] = &[
     ("cgroup2", "sys/fs/cgroup", PLAIN, ""),
 ];
 
+/// `(name, value)` of the kernel's settings that are not its defaults.
+const SETTINGS: &[(&str, &str)] = &[
+    // What limits of open files may be set to: the host's engines think of hosts, whose limit is as high.
+    ("fs/nr_open", "1073741816"),
+    // An idle machine is to sleep: no looking for scattered memory twice a second, no counting of pages every second.
+    ("vm/compaction_proactiveness", "0"),
+    ("vm/stat_interval", "30"),
+];
+
 /// Does all of it; answers the modules, for those that are loaded later.
 ///
 /// # Errors
@@ -58,9 +68,11 @@ pub fn prepare() -> anyhow::Result<Modules> {
         tracing::warn!("the loopback interface stays down: {error}");
     }
     cgroup::enable_controllers(Path::new(cgroup::ROOT)).context("enable the cgroup controllers")?;
-    // What limits of open files may be set to: the host's engines think of hosts, whose limit is as high.
-    if let Err(error) = fs::write("/proc/sys/fs/nr_open", "1073741816") {
-        tracing::warn!("the most files that a process may open stays low: {error}");
+    for (name, value) in SETTINGS {
+        match fs::write(format!("/proc/sys/{name}"), value) {
+            Err(error) if error.kind() != ErrorKind::NotFound => tracing::warn!("{name} stays as it is: {error}"),
+            _ => {}
+        }
     }
     // Containers choose their own; the agent's must not narrow what it makes for them.
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));

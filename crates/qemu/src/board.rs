@@ -10,7 +10,7 @@
 //! Room for more memory costs 0.4 s and 64 MiB, because the kernel then makes bounce buffers for devices that cannot
 //! address all of it; with `swiotlb=noforce`, nothing measurable (virtio devices can). Room for more CPUs costs nothing.
 //!
-//! Nothing measurable: `mitigations=off`, `nokaslr`, `tsc=reliable`, `no_timer_check`, `lpj=`, `8250.nr_uarts=1`,
+//! Nothing measurable in a boot: `mitigations=off`, `nokaslr`, `tsc=reliable`, `no_timer_check`, `lpj=`, `8250.nr_uarts=1`,
 //! `init_on_alloc=0`, `lsm=`, `audit=0`, `rcupdate.rcu_expedited=1`, other CPU models.
 
 use kata_machine::{Accelerator, Growth, MachineError};
@@ -148,6 +148,11 @@ impl Board {
             "reboot=t",
             "cryptomgr.notests",
             "swiotlb=noforce",
+            // A machine may have CPUs later, and so the kernel would not trust its time stamp counter, and read the ACPI timer
+            // instead, each time through the VMM.
+            "tsc=reliable",
+            // Who looks whether a CPU hangs wakes every idle machine, and on a busy host finds nothing but the host's business.
+            "nowatchdog",
         ];
         if accelerator == Accelerator::Tcg {
             // With one CPU the kernel patches its thousands of lock prefixes away; for TCG that is self-modifying code.
