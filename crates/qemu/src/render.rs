@@ -25,7 +25,7 @@ pub(crate) const VIRTIO_MEMORY: &str = "vmem";
 const VIRTIO_MEMORY_BACKEND: &str = "vmem-ram";
 
 /// MiB for translated code. The default is 1 GiB, of which a busy guest fills as much as it can; 64 MiB boots as fast.
-const TRANSLATION_BUFFER_MIB: u32 = 64;
+const TRANSLATION_BUFFER_MIB: u32 = 32;
 
 /// The id of the port by which the agent is reached.
 pub(crate) const AGENT_PORT: &str = "agent-port";
