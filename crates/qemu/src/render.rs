@@ -24,7 +24,8 @@ pub(crate) const BLOCK_MIB: u32 = 128;
 pub(crate) const VIRTIO_MEMORY: &str = "vmem";
 const VIRTIO_MEMORY_BACKEND: &str = "vmem-ram";
 
-/// MiB for translated code. The default is 1 GiB, of which a busy guest fills as much as it can; 64 MiB boots as fast.
+/// MiB for translated code. The default is 1 GiB, of which a busy guest fills as much as it can. A boot fills what it gets
+/// up to 50; with less it translates again what it had to throw away (docs/performance.md).
 const TRANSLATION_BUFFER_MIB: u32 = 32;
 
 /// The id of the port by which the agent is reached.
