@@ -16,7 +16,6 @@ use crate::log;
 use crate::modules::Modules;
 
 const NOTHING: Option<&str> = None;
-const NEW_ROOT: &str = "/.root";
 
 const PLAIN: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
 
@@ -50,7 +49,7 @@ const SETTINGS: &[(&str, &str)] = &[
 /// # Errors
 /// When the guest could not hold containers.
 pub fn prepare() -> anyhow::Result<Modules> {
-    change_root().context("move from the initramfs to a root of our own")?;
+    change_root().context("move to a root of our own")?;
     let command_line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
     log::start(log::level(&command_line, names::LOG_PARAMETER)).context("open the log")?;
 
@@ -89,18 +88,18 @@ fn listed<'a>(command_line: &'a str, parameter: &str) -> impl Iterator<Item = &'
         .filter(|word| !word.is_empty())
 }
 
-/// The initramfs cannot be the old root of a `pivot_root`, which containers need. So a tmpfs becomes the root, in which
-/// the directories of the initramfs are still to be seen.
+/// An initramfs cannot be the old root of a `pivot_root`, which containers need, and an image cannot be written to. So a
+/// tmpfs becomes the root, in which the directories of the first root are still to be seen.
 fn change_root() -> anyhow::Result<()> {
-    make_directory(Path::new(NEW_ROOT))?;
+    make_directory(Path::new(names::NEXT_ROOT))?;
     mount(
         Some("root"),
-        NEW_ROOT,
+        names::NEXT_ROOT,
         Some("tmpfs"),
         MsFlags::empty(),
         Some("mode=0755"),
     )?;
-    let root = Path::new(NEW_ROOT);
+    let root = Path::new(names::NEXT_ROOT);
     for entry in fs::read_dir("/")?.flatten() {
         let name = entry.file_name();
         let is_ours = FILE_SYSTEMS
@@ -129,7 +128,7 @@ fn change_root() -> anyhow::Result<()> {
         mount(Some(*kind), &target, Some(*kind), *flags, Some(*options))
             .with_context(|| format!("mount {directory}"))?;
     }
-    chdir(NEW_ROOT)?;
+    chdir(names::NEXT_ROOT)?;
     mount(Some("."), "/", NOTHING, MsFlags::MS_MOVE, NOTHING)?;
     chroot(".")?;
     chdir("/")?;

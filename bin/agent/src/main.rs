@@ -7,6 +7,7 @@
 mod channel;
 mod clock;
 mod descriptor;
+mod image;
 mod init;
 mod log;
 mod loopback;
@@ -41,6 +42,7 @@ fn main() -> anyhow::Result<()> {
 }
 
 fn live(boot: Arc<clock::Boot>) -> anyhow::Result<()> {
+    image::enter()?;
     let modules = init::prepare()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {

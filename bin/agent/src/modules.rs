@@ -1,9 +1,9 @@
-//! Kernel modules from the initramfs: some at once, some when first needed. What is built into the kernel is not in the
+//! Kernel modules from the guest's root: some at once, some when first needed. What is built into the kernel is not in the
 //! list, and asking for it is no error.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use nix::errno::Errno;
@@ -63,7 +63,7 @@ impl Modules {
     pub fn load(&self, name: &str) -> Result<(), ModuleError> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         for path in self.files.get(&normal(name)).into_iter().flatten() {
-            if loaded.contains(path) {
+            if loaded.contains(path) || is_in_kernel(path) {
                 continue;
             }
             let failed = |source| ModuleError {
@@ -82,6 +82,12 @@ impl Modules {
     }
 }
 
+/// Whether the kernel has it already, of another's loading: from the initramfs that led to an image.
+fn is_in_kernel(path: &Path) -> bool {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    Path::new("/sys/module").join(normal(&stem)).exists()
+}
+
 fn normal(name: &str) -> String {
     name.trim().replace('-', "_")
 }
@@ -93,13 +99,13 @@ mod tests {
     #[test]
     fn lists() {
         let modules = Modules::read(
-            "!virtio_console: /m/virtio.ko /m/virtio_console.ko\nvmw-vsock: /m/vsock.ko\n\nnonsense\n!built_in:\n",
+            "!virtio_console: /m/virtio.ko /m/virtio_console.ko\nvmw-vsock: /m/no_such.ko\n\nnonsense\n!built_in:\n",
         );
         assert_eq!(modules.at_start, ["virtio_console", "built_in"]);
         assert_eq!(modules.files["virtio_console"].len(), 2);
-        assert_eq!(modules.files["vmw_vsock"], [PathBuf::from("/m/vsock.ko")]);
+        assert_eq!(modules.files["vmw_vsock"], [PathBuf::from("/m/no_such.ko")]);
         assert!(modules.load("built_in").is_ok() && modules.load("unknown").is_ok());
         let error = modules.load("vmw_vsock").expect_err("no such file").to_string();
-        assert!(error.contains("/m/vsock.ko"), "{error}");
+        assert!(error.contains("/m/no_such.ko"), "{error}");
     }
 }

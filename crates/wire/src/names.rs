@@ -40,8 +40,14 @@ pub const MEMORY_DIR: &str = "/run/kata/memory";
 /// Where the guest has a directory for each container with volumes that were copied into it, by name.
 pub const TREES_DIR: &str = "/run/kata/trees";
 
-/// File in the initramfs that lists the kernel modules to load, one absolute path a line, in order.
+/// File in the guest's root that lists the kernel modules to load, one absolute path a line, in order.
 pub const MODULES_LIST: &str = "/etc/kata-modules";
+
+/// Likewise in an initramfs that only leads to an image; where this file is, the agent goes on into the image.
+pub const ROOT_MODULES_LIST: &str = "/etc/kata-root-modules";
+
+/// Empty directory in every root of a guest, on which the agent mounts the next one.
+pub const NEXT_ROOT: &str = "/.root";
 
 /// Kernel command line parameter `kata.log=LEVEL` (error, warn, info, debug, trace).
 pub const LOG_PARAMETER: &str = "kata.log";

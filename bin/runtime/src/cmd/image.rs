@@ -1,4 +1,4 @@
-//! `kata-runtime image`: builds the guest's kernel and initramfs, lists the sets that were built, shows one.
+//! `kata-runtime image`: builds the guest's kernel, initramfs and image, lists the sets that were built, shows one.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,7 +13,7 @@ use crate::image::build::{Request, build};
 use crate::image::kernel::Wanted;
 use crate::image::manifest::Manifest;
 use crate::image::source;
-use crate::image::store::{Defect, INITRD, Set, Store, VMLINUX};
+use crate::image::store::{Defect, IMAGE, INITRD, Set, Store, VMLINUX};
 use crate::report;
 
 /// Where assets are kept unless something else is said.
@@ -28,7 +28,7 @@ pub struct Args {
 
 #[derive(Subcommand, Debug)]
 enum Action {
-    /// Build the guest's kernel and initramfs from the distribution's kernel package or its source, or find them built already
+    /// Build the guest's kernel, initramfs and image from the distribution's kernel package or its source, or find them built already
     Build(Build),
     /// List the sets that were built
     List(Place),
@@ -195,6 +195,7 @@ fn describe(set: &Set) -> serde_json::Value {
         "path": set.path,
         "vmlinux": set.path.join(VMLINUX),
         "initrd": set.path.join(INITRD),
+        "image": set.manifest.image.as_ref().map(|_| set.path.join(IMAGE)),
         "manifest": set.manifest,
     })
 }
@@ -206,6 +207,8 @@ fn table(set: &Set) -> String {
         missing_modules,
         vmlinux,
         initrd,
+        image,
+        loader,
         agent_sha256,
         ..
     } = &set.manifest;
@@ -218,9 +221,19 @@ fn table(set: &Set) -> String {
     };
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
     let chosen = names(modules.iter().map(|module| module.name.as_str()).collect());
+    let image = match (image, loader) {
+        (None, _) => "none: the kernel lacks drivers for it".to_owned(),
+        (Some(image), None) => format!("{:.1} MiB, sha256 {}", mib(image.bytes), image.sha256),
+        (Some(image), Some(loader)) => format!(
+            "{:.1} MiB, sha256 {}, and {:.1} MiB that load its drivers",
+            mib(image.bytes),
+            image.sha256,
+            mib(loader.bytes)
+        ),
+    };
     let missing = names(missing_modules.iter().map(String::as_str).collect());
     format!(
-        "kernel   {} from {}\nvmlinux  {:.1} MiB, sha256 {}\ninitrd   {:.1} MiB, sha256 {}\nagent    sha256 {agent_sha256}\n\
+        "kernel   {} from {}\nvmlinux  {:.1} MiB, sha256 {}\ninitrd   {:.1} MiB, sha256 {}\nimage    {image}\nagent    sha256 {agent_sha256}\n\
          modules  {chosen}\nlacking  {missing}\npath     {}\n",
         kernel.release,
         kernel.source,

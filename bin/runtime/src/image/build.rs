@@ -7,11 +7,13 @@ use anyhow::Context;
 
 use crate::cmd::version::VERSION;
 use crate::image::agent;
+use crate::image::cpio;
 use crate::image::digest::Digest;
-use crate::image::initramfs;
+use crate::image::erofs;
 use crate::image::kernel::{Identity, Wanted};
 use crate::image::manifest::{Asset, FORMAT, Kernel, Manifest};
-use crate::image::store::{self, Defect, INITRD, MANIFEST, Set, Store, VMLINUX};
+use crate::image::root::{self, Parts};
+use crate::image::store::{self, Defect, IMAGE, INITRD, LOADER, MANIFEST, Set, Store, VMLINUX};
 
 /// How long a build waits for another one: a download over a slow line and a compilation on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(2 * 3600);
@@ -69,27 +71,41 @@ pub fn build(request: &Request) -> anyhow::Result<Built> {
     let source = kernel.source.clone();
     let ready = kernel.prepare(&store)?;
     let record = ready.record;
-    let initrd = initramfs::assemble(agent.bytes, &record.release, &record.modules, ready.files)?;
+    let parts = Parts {
+        agent: &agent.bytes,
+        release: &record.release,
+        chosen: &record.modules,
+        files: &ready.files,
+    };
+    let files = files(&parts, &record.missing)?;
+    let asset = |wanted: &str| {
+        let (_, bytes) = files.iter().find(|(name, _)| *name == wanted)?;
+        Some(Asset {
+            sha256: Digest::of(bytes),
+            bytes: bytes.len() as u64,
+        })
+    };
     let manifest = Manifest {
         format: FORMAT,
         builder: VERSION.to_owned(),
         kernel: Kernel {
             source,
             image_sha256: record.image_sha256,
-            release: record.release,
+            release: record.release.clone(),
         },
-        modules: record.modules,
+        modules: record.modules.clone(),
         missing_modules: record.missing,
         agent_sha256,
         vmlinux: record.vmlinux,
-        initrd: Asset {
-            sha256: Digest::of(&initrd),
-            bytes: initrd.len() as u64,
-        },
+        initrd: asset(INITRD).context("no initramfs was assembled")?,
+        image: asset(IMAGE),
+        loader: asset(LOADER),
     };
     store.add_set(&key, |path| -> anyhow::Result<()> {
         store::share(&ready.vmlinux, &path.join(VMLINUX))?;
-        store::write(&path.join(INITRD), &initrd)?;
+        for (name, bytes) in &files {
+            store::write(&path.join(name), bytes)?;
+        }
         store::write(&path.join(MANIFEST), &manifest.render()?)?;
         Ok(())
     })?;
@@ -98,6 +114,22 @@ pub fn build(request: &Request) -> anyhow::Result<Built> {
         .map_err(|defect| anyhow::anyhow!("the set {key} is unusable as soon as it is written: {defect:?}"))?;
     store.use_set(&key)?;
     Ok(Built { set, made: true })
+}
+
+/// The files of a set that hold the agent: the initramfs, the same as an image, and what leads to that.
+fn files(parts: &Parts<'_>, missing: &[String]) -> anyhow::Result<Vec<(&'static str, Vec<u8>)>> {
+    let whole = parts.whole()?;
+    let mut files = vec![(INITRD, cpio::write(&whole))];
+    let lacking = root::lacking(missing);
+    if !lacking.is_empty() {
+        tracing::info!("no image is made: the kernel lacks {}", lacking.join(", "));
+        return Ok(files);
+    }
+    files.push((IMAGE, erofs::write(&whole)?));
+    if let Some(loader) = parts.loader()? {
+        files.push((LOADER, cpio::write(&loader)));
+    }
+    Ok(files)
 }
 
 /// The digest of all input.

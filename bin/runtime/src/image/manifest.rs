@@ -19,7 +19,7 @@ pub struct Manifest {
     pub builder: String,
     /// The kernel.
     pub kernel: Kernel,
-    /// The modules in the initramfs.
+    /// The modules that were taken from it.
     pub modules: Vec<Chosen>,
     /// Modules that a guest may want and this kernel does not have.
     pub missing_modules: Vec<String>,
@@ -29,6 +29,12 @@ pub struct Manifest {
     pub vmlinux: Asset,
     /// The initramfs.
     pub initrd: Asset,
+    /// The image; none where the kernel lacks drivers for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<Asset>,
+    /// The initramfs that leads to the image, where the kernel does not find it by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loader: Option<Asset>,
 }
 
 /// Where a kernel came from.
@@ -150,6 +156,8 @@ pub mod tests {
             agent_sha256: "ef".into(),
             vmlinux: asset(vmlinux),
             initrd: asset(initrd),
+            image: None,
+            loader: None,
         }
     }
 

@@ -1,5 +1,6 @@
 //! The guest's assets: a kernel, taken out of the distribution's package or compiled from its source, and an initramfs
-//! with the agent as `/init`.
+//! with the agent as `/init`;
+//! and the same files as an image, which guests have on persistent memory.
 //!
 //! [`build`] is the table of contents. Equal input gives equal bytes, kept under the digest of the input, so that a
 //! second build finds the first one's result. Nothing is installed on the host.
@@ -8,16 +9,18 @@ pub mod agent;
 pub mod build;
 pub mod bzimage;
 pub mod compile;
+pub mod content;
 pub mod cpio;
 pub mod deb;
 pub mod digest;
 pub mod elf;
+pub mod erofs;
 pub mod fragment;
-pub mod initramfs;
 pub mod kernel;
 pub mod manifest;
 pub mod modules;
 pub mod package;
+pub mod root;
 pub mod signature;
 pub mod source;
 pub mod store;

@@ -81,7 +81,7 @@ pub struct Wish {
 
 /// The modules that guests use: at start what the channel needs on either bus, then what carries the share, root file
 /// systems, the network and entropy.
-pub const WISHES: [Wish; 19] = [
+pub const WISHES: [Wish; 21] = [
     Wish {
         name: "virtio_pci",
         at_start: true,
@@ -148,6 +148,14 @@ pub const WISHES: [Wish; 19] = [
     },
     Wish {
         name: "erofs",
+        at_start: false,
+    },
+    Wish {
+        name: "virtio_pmem",
+        at_start: false,
+    },
+    Wish {
+        name: "nd_pmem",
         at_start: false,
     },
     Wish {

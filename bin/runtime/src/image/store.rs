@@ -45,6 +45,10 @@ pub enum StoreError {
 pub const VMLINUX: &str = "vmlinux";
 /// Name of the initramfs in a set.
 pub const INITRD: &str = "initrd.img";
+/// Name of the image in a set.
+pub const IMAGE: &str = "image.erofs";
+/// Name of what leads to the image, in a set; beside any image, its own name and this ending.
+pub const LOADER: &str = "image.erofs.initrd";
 /// Name of the manifest in a set.
 pub const MANIFEST: &str = "manifest.json";
 /// Names of unfinished directories begin with this.
@@ -314,7 +318,13 @@ fn verify(path: &Path) -> Result<Set, Defect> {
         .ok()
         .and_then(|bytes| Manifest::parse(&bytes));
     let manifest = manifest.ok_or_else(|| broken(MANIFEST))?;
-    for (name, asset) in [(INITRD, &manifest.initrd), (VMLINUX, &manifest.vmlinux)] {
+    let assets = [
+        (INITRD, Some(&manifest.initrd)),
+        (VMLINUX, Some(&manifest.vmlinux)),
+        (IMAGE, manifest.image.as_ref()),
+        (LOADER, manifest.loader.as_ref()),
+    ];
+    for (name, asset) in assets.into_iter().filter_map(|(name, asset)| Some((name, asset?))) {
         if !is_intact(&path.join(name), asset) {
             return Err(broken(name));
         }
