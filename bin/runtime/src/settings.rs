@@ -24,12 +24,12 @@ pub fn load(globals: &Globals) -> anyhow::Result<Config> {
     Ok(config)
 }
 
-/// The guest's kernel and initramfs: the first pair that is whole, or else the one that `image build` would make.
+/// The guest's kernel and its root: the first pair that is whole, or else the one that `image build` would make.
 pub fn assets(config: &Config) -> Assets {
     let mut candidates = config.asset_candidates();
     let whole = candidates
         .iter()
-        .position(|assets| assets.kernel.exists() && assets.initrd.exists());
+        .position(|assets| assets.kernel.exists() && assets.root.path().exists());
     // There is always one, and the last is the store of `image build` unless both files are configured.
     candidates.swap_remove(whole.unwrap_or(candidates.len().saturating_sub(1)))
 }

@@ -130,7 +130,8 @@ impl Config {
     /// over.
     ///
     /// # Errors
-    /// [`ConfigError::Annotation`] for what is unknown or not allowed, [`ConfigError::Value`] for what a key does not take.
+    /// [`ConfigError::Annotation`] for what is unknown or not allowed, [`ConfigError::Value`] for what a key does not take,
+    /// [`ConfigError::TwoRoots`].
     pub fn annotate<'a>(
         &mut self,
         annotations: impl IntoIterator<Item = (&'a str, &'a str)>,
@@ -154,6 +155,7 @@ impl Config {
             }
             warnings.extend(self.lay(name, section, key, text)?);
         }
+        self.check()?;
         Ok(warnings)
     }
 

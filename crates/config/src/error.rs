@@ -64,6 +64,17 @@ pub enum ConfigError {
         /// What the key takes.
         allowed: String,
     },
+    /// Both an image and an initramfs.
+    #[error(
+        "hypervisor.qemu.image is {} and initrd is {}: a guest has one of them as its root, the other must be \"\"",
+        image.display(), initrd.display()
+    )]
+    TwoRoots {
+        /// The image.
+        image: PathBuf,
+        /// The initramfs.
+        initrd: PathBuf,
+    },
     /// An annotation that may not be used, or that nobody knows.
     #[error("annotation {name} is refused: {reason}")]
     Annotation {

@@ -1,7 +1,9 @@
 //! The keys that have an effect: one row each, how it is read and how it is shown.
 
+use std::path::PathBuf;
+
 use crate::annotation;
-use crate::settings::{BlockAio, Config, CpuCount, Internetworking, SharedFs, VirtioFsCache};
+use crate::settings::{BlockAio, Config, CpuCount, Internetworking, RootfsType, SharedFs, VirtioFsCache};
 use crate::value::{Allowed, Shown, Value};
 
 /// A key that has an effect.
@@ -57,6 +59,19 @@ pub(crate) const KEYS: &[Key] = &[
     ),
     key!(QEMU, "kernel", qemu.kernel, Value::optional_path),
     key!(QEMU, "initrd", qemu.initrd, Value::optional_path),
+    key!(QEMU, "image", qemu.image, Value::optional_path, |image: &Option<
+        PathBuf,
+    >| {
+        image.clone().unwrap_or_default().shown()
+    }),
+    key!(
+        QEMU,
+        "rootfs_type",
+        qemu.rootfs_type,
+        read_rootfs_type,
+        |kind: &RootfsType| { Some(Value::from(kind.as_str())) }
+    ),
+    key!(QEMU, "disable_image_nvdimm", qemu.disable_image_nvdimm, Value::boolean),
     key!(QEMU, "kernel_params", qemu.kernel_params, read_words, show_words),
     key!(QEMU, "machine_type", qemu.machine_type, read_machine_type),
     key!(QEMU, "machine_accelerators", qemu.machine_accelerators, Value::text),
@@ -311,6 +326,11 @@ fn read_max_vcpus(value: &Value) -> Result<CpuCount, Allowed> {
         }
         _ => Err(Allowed("a whole number of CPUs, or 0 for all of the host".to_owned())),
     }
+}
+
+fn read_rootfs_type(value: &Value) -> Result<RootfsType, Allowed> {
+    let types = [RootfsType::Erofs, RootfsType::Ext4, RootfsType::Xfs];
+    value.choice(&types.map(|kind| (kind.as_str(), kind)))
 }
 
 fn read_shared_fs(value: &Value) -> Result<Option<SharedFs>, Allowed> {

@@ -32,8 +32,6 @@ const KEYS_NOT_YET: &[(&str, &[(&str, &str)])] = &[
     (
         QEMU,
         &[
-            ("image", "?"),
-            ("rootfs_type", "\"ext4\""),
             ("vm_rootfs_driver", "?"),
             ("firmware_volume", "\"\""),
             ("pflashes", "[]"),
@@ -75,7 +73,6 @@ const KEYS_NOT_YET: &[(&str, &[(&str, &str)])] = &[
             ("disk_rate_limiter_bw_one_time_burst", "0"),
             ("disk_rate_limiter_ops_max_rate", "0"),
             ("disk_rate_limiter_ops_one_time_burst", "0"),
-            ("disable_image_nvdimm", "false"),
             ("enable_vhost_user_store", "false"),
             ("vhost_user_store_path", "\"/var/run/kata-containers/vhost-user\""),
             ("valid_vhost_user_store_paths", "?"),

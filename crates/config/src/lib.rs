@@ -17,5 +17,6 @@ mod value;
 pub use error::{ConfigError, Oddity, Place, Warning};
 pub use load::{ENVIRONMENT, SEARCH, search_paths};
 pub use settings::{
-    Agent, Assets, BlockAio, Config, CpuCount, Factory, Internetworking, Qemu, Runtime, SharedFs, VirtioFsCache,
+    Agent, Assets, BlockAio, Config, CpuCount, Factory, Internetworking, Qemu, RootAsset, RootfsType, Runtime,
+    SharedFs, VirtioFsCache,
 };

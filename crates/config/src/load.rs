@@ -60,7 +60,19 @@ impl Config {
                 config.add(&drop_in, &text, &mut warnings)?;
             }
         }
+        config.check()?;
         Ok((config, warnings))
+    }
+
+    /// What each key for itself does not tell.
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        match (&self.qemu.image, &self.qemu.initrd) {
+            (Some(image), Some(initrd)) => Err(ConfigError::TwoRoots {
+                image: image.clone(),
+                initrd: initrd.clone(),
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Lays the text of one file over what is there.

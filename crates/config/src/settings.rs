@@ -33,6 +33,12 @@ pub struct Qemu {
     pub kernel: Option<PathBuf>,
     /// Initramfs with the agent as `/init`.
     pub initrd: Option<PathBuf>,
+    /// File system with the agent as `/init`, in place of an initramfs.
+    pub image: Option<PathBuf>,
+    /// The image's file system.
+    pub rootfs_type: RootfsType,
+    /// The guest has the image as a disk, not as persistent memory.
+    pub disable_image_nvdimm: bool,
     /// Kernel parameters, appended to those the machine needs.
     pub kernel_params: Vec<String>,
     /// As QEMU names it; options may follow after commas.
@@ -202,13 +208,61 @@ pub enum BlockAio {
     IoUring,
 }
 
-/// A kernel and the initramfs that goes with it.
+/// The file system of a guest's image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RootfsType {
+    /// What `kata-runtime image build` makes.
+    Erofs,
+    /// Of other builders.
+    Ext4,
+    /// Of other builders.
+    Xfs,
+}
+
+impl RootfsType {
+    /// As it is written in a file, and as Linux calls it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Erofs => "erofs",
+            Self::Ext4 => "ext4",
+            Self::Xfs => "xfs",
+        }
+    }
+}
+
+/// A kernel and the root that goes with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Assets {
     /// Guest kernel.
     pub kernel: PathBuf,
-    /// Initramfs.
-    pub initrd: PathBuf,
+    /// The agent's place.
+    pub root: RootAsset,
+}
+
+/// Where the agent is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RootAsset {
+    /// In an initramfs.
+    Initrd(PathBuf),
+    /// In an image.
+    Image(PathBuf),
+}
+
+impl RootAsset {
+    /// The file.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Initrd(path) | Self::Image(path) => path,
+        }
+    }
+
+    /// What it is, for people.
+    pub fn noun(&self) -> &'static str {
+        match self {
+            Self::Initrd(_) => "initramfs",
+            Self::Image(_) => "image",
+        }
+    }
 }
 
 const ENABLED_ANNOTATIONS: [&str; 5] = [
@@ -250,7 +304,10 @@ impl Config {
         for (kernel, initrd) in ASSETS {
             let assets = Assets {
                 kernel: self.qemu.kernel.clone().unwrap_or_else(|| kernel.into()),
-                initrd: self.qemu.initrd.clone().unwrap_or_else(|| initrd.into()),
+                root: match &self.qemu.image {
+                    Some(image) => RootAsset::Image(image.clone()),
+                    None => RootAsset::Initrd(self.qemu.initrd.clone().unwrap_or_else(|| initrd.into())),
+                },
             };
             if !candidates.contains(&assets) {
                 candidates.push(assets);
@@ -282,6 +339,9 @@ impl Default for Qemu {
             valid_hypervisor_paths: Vec::new(),
             kernel: None,
             initrd: None,
+            image: None,
+            rootfs_type: RootfsType::Erofs,
+            disable_image_nvdimm: false,
             kernel_params: Vec::new(),
             machine_type: "q35".into(),
             machine_accelerators: String::new(),

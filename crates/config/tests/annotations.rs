@@ -217,3 +217,15 @@ fn the_files_alone_decide_what_is_allowed() {
     config.qemu.enable_annotations = vec!["path".into()];
     assert!(annotate(&config, &[(HYPERVISOR, "path", "/usr/bin/qemu-system-x86_64")]).is_err());
 }
+
+#[test]
+fn an_image_of_a_pod_needs_the_files_initramfs_to_go() {
+    let mut config = permissive();
+    config.qemu.initrd = Some("/r".into());
+    let error = annotate(&config, &[(HYPERVISOR, "image", "/i")])
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("image is /i and initrd is /r"), "{error}");
+    let (config, _) = annotate(&config, &[(HYPERVISOR, "image", "/i"), (HYPERVISOR, "initrd", "")]).unwrap();
+    assert_eq!((config.qemu.image, config.qemu.initrd), (Some("/i".into()), None));
+}

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kata_config::{Config, ConfigError, CpuCount, SharedFs, VirtioFsCache, Warning};
+use kata_config::{Config, ConfigError, CpuCount, RootAsset, RootfsType, SharedFs, VirtioFsCache, Warning};
 use tempfile::TempDir;
 
 const EXAMPLE: &str = include_str!("../configuration.toml");
@@ -144,6 +144,29 @@ fn drop_ins_are_laid_over_the_base_in_the_order_of_their_names() {
         error.contains("config.d/30-wrong.toml:3: runtime.enable_debug is 1; it must be true or false"),
         "{error}"
     );
+}
+
+#[test]
+fn an_image_takes_the_place_of_an_initramfs() {
+    let (config, warnings) =
+        load("[hypervisor.qemu]\nimage = \"/i\"\nrootfs_type = \"ext4\"\ndisable_image_nvdimm = true\n").unwrap();
+    assert!(warnings.is_empty(), "{warnings:?}");
+    assert_eq!(
+        (config.qemu.rootfs_type, config.qemu.disable_image_nvdimm),
+        (RootfsType::Ext4, true)
+    );
+    let roots: Vec<_> = config
+        .asset_candidates()
+        .into_iter()
+        .map(|assets| assets.root)
+        .collect();
+    assert_eq!(roots, [RootAsset::Image("/i".into()), RootAsset::Image("/i".into())]);
+
+    let both = load("[hypervisor.qemu]\nimage = \"/i\"\ninitrd = \"/r\"\n")
+        .unwrap_err()
+        .to_string();
+    assert!(both.contains("image is /i and initrd is /r"), "{both}");
+    load("[hypervisor.qemu]\nimage = \"/i\"\ninitrd = \"\"\n").unwrap();
 }
 
 #[test]
@@ -330,7 +353,7 @@ fn what_has_no_effect_is_a_warning_with_its_line() {
 [hypervisor.qemu]
 defualt_vcpus = 4
 memory_slots = 10
-image = "/image"
+firmware_volume = "/volume"
 enable_hugepages = true
 enable_iommu = false
 color = "blue"
@@ -351,7 +374,7 @@ rain = true
         [
             "1: unknown key stray, ignored",
             "3: unknown key hypervisor.qemu.defualt_vcpus, ignored; is default_vcpus meant?",
-            "5: hypervisor.qemu.image is known to Kata, but not supported yet, ignored",
+            "5: hypervisor.qemu.firmware_volume is known to Kata, but not supported yet, ignored",
             "6: hypervisor.qemu.enable_hugepages is known to Kata, but not supported yet, ignored",
             "8: unknown key hypervisor.qemu.color, ignored",
             "9: section [hypervisor.clh] is known to Kata, but not supported yet, ignored",

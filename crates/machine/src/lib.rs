@@ -12,5 +12,5 @@ mod template;
 pub use device::{Device, Wire};
 pub use disk::{Disk, DiskAccess, DiskAddress, DiskAio};
 pub use port::{Exit, ExitWatch, Machine, MachineError, Transport, Vmm};
-pub use spec::{Accelerator, Boot, Channel, Growth, MachineSpec, MemoryBacking, MemoryGrowth, Size};
+pub use spec::{Accelerator, Boot, Channel, Growth, Image, MachineSpec, MemoryBacking, MemoryGrowth, Root, Size};
 pub use template::{Template, TemplateFiles};

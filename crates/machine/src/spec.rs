@@ -110,10 +110,36 @@ pub enum MemoryBacking {
 pub struct Boot {
     /// Uncompressed ELF kernel with a PVH entry.
     pub kernel: PathBuf,
-    /// Initramfs with the agent as `/init`.
-    pub initrd: PathBuf,
+    /// What is the guest's root at first.
+    pub root: Root,
     /// Kernel parameters, in order. The driver adds those that its machine needs (console and the like) before them.
     pub parameters: Vec<String>,
+}
+
+/// What is a guest's root at first. In it the agent is `/init`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Root {
+    /// An initramfs, unpacked into the guest's memory.
+    Initrd(PathBuf),
+    /// A file system on a device that cannot be written to.
+    Image(Image),
+}
+
+/// A file with a file system, of which the host has one copy in its memory, however many guests have it as their root.
+/// It is not written to as long as one of them runs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    /// The file.
+    pub path: PathBuf,
+    /// Its size.
+    pub bytes: u64,
+    /// As the guest's kernel calls it: `erofs`, `ext4`.
+    pub file_system: String,
+    /// The guest uses it where it is in the host's memory (DAX), on a machine that can do that; else it is a disk.
+    pub dax: bool,
+    /// Initramfs that leads to it, for a kernel that has the drivers for it as modules.
+    pub loader: Option<PathBuf>,
 }
 
 /// How the agent is reached.

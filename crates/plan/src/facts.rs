@@ -28,8 +28,8 @@ pub struct Facts {
     pub vmm: PathBuf,
     /// The guest kernel; it exists.
     pub kernel: PathBuf,
-    /// The initramfs; it exists.
-    pub initrd: PathBuf,
+    /// The guest's root at first; its files exist.
+    pub root: RootFile,
     /// The virtio-fs daemon, if one is installed.
     pub virtiofsd: Option<PathBuf>,
     /// vhost-vsock can be used.
@@ -56,6 +56,33 @@ pub struct Facts {
     pub memory: BTreeMap<PathBuf, MemoryFacts>,
     /// Those of [`tree_sources`] that are small enough to be copied.
     pub small_trees: BTreeSet<PathBuf>,
+}
+
+/// A guest's root at first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RootFile {
+    /// An initramfs.
+    Initrd(PathBuf),
+    /// An image.
+    Image {
+        /// The file.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+        /// The initramfs that leads to it, if there is one beside it.
+        loader: Option<PathBuf>,
+    },
+}
+
+impl RootFile {
+    /// All its files.
+    pub fn files(&self) -> Vec<PathBuf> {
+        match self {
+            Self::Initrd(path) => vec![path.clone()],
+            Self::Image { path, loader, .. } => std::iter::once(path).chain(loader).cloned().collect(),
+        }
+    }
 }
 
 /// A file system in the host's memory.

@@ -28,7 +28,7 @@ pub use container::{ContainerPlan, GuestContainer, RootfsPlan, Update, container
 pub use demand::Demand;
 pub use disk::{DiskMount, DiskPlan, DiskRootfs, DiskSource};
 pub use error::PlanError;
-pub use facts::{Facts, MemoryFacts, MemoryKind, SourceKind, bind_sources, memory_sources, tree_sources};
+pub use facts::{Facts, MemoryFacts, MemoryKind, RootFile, SourceKind, bind_sources, memory_sources, tree_sources};
 pub use features::{OCI_VERSION, features};
 pub use memory::{HugePages, MemoryPlan};
 pub use network::{NamespacePlan, NetworkPlan, NicPlan, namespace};

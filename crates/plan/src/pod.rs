@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use kata_bundle::{Bundle, Role};
 use kata_config::Config;
-use kata_machine::{Accelerator, Boot, Channel, Device, Growth, MachineSpec, MemoryGrowth, Size};
+use kata_machine::{Accelerator, Boot, Channel, Device, Growth, Image, MachineSpec, MemoryGrowth, Root, Size};
 use kata_wire::names::{CHANNEL_PORT, CHANNEL_VSOCK_PORT, LOG_PARAMETER};
 use serde::Serialize;
 
@@ -13,7 +13,7 @@ use crate::network::{self, NetworkPlan};
 use crate::share::{self, SharePlan};
 use crate::sizing::{self, Sizing};
 use crate::template::{self, TemplatePlan};
-use crate::{Facts, PlanError};
+use crate::{Facts, PlanError, RootFile};
 
 /// Bytes of a path that fit into a unix socket's address.
 const SOCKET_PATH_LIMIT: usize = 107;
@@ -76,11 +76,7 @@ pub fn pod(id: &str, bundle: &Bundle, config: &Config, facts: &Facts) -> Result<
     let (network, network_notes) = network::decide(config, facts, size.vcpus, template.is_some());
     let mut notes = vec![
         format!("accelerator: {} ({})", facts.accelerator, facts.accelerator_reason),
-        format!(
-            "guest: kernel {}, initrd {}",
-            facts.kernel.display(),
-            facts.initrd.display()
-        ),
+        guest(facts),
         size_note,
         share_note,
         channel_note,
@@ -155,7 +151,7 @@ impl Parts<'_> {
             memory_backing: self.share.memory_backing(),
             boot: Boot {
                 kernel: facts.kernel.clone(),
-                initrd: facts.initrd.clone(),
+                root: root(config, facts),
                 parameters: parameters(config),
             },
             channel: self.channel,
@@ -205,6 +201,34 @@ pub(crate) fn channel(config: &Config, facts: &Facts) -> Result<(Channel, String
             format!("channel: vsock with context id {cid} (configured)"),
         )),
         _ => Err(PlanError::NoVsock),
+    }
+}
+
+fn root(config: &Config, facts: &Facts) -> Root {
+    match &facts.root {
+        RootFile::Initrd(path) => Root::Initrd(path.clone()),
+        RootFile::Image { path, bytes, loader } => Root::Image(Image {
+            path: path.clone(),
+            bytes: *bytes,
+            file_system: config.qemu.rootfs_type.as_str().into(),
+            dax: !config.qemu.disable_image_nvdimm,
+            loader: loader.clone(),
+        }),
+    }
+}
+
+fn guest(facts: &Facts) -> String {
+    let kernel = facts.kernel.display();
+    match &facts.root {
+        RootFile::Initrd(path) => format!("guest: kernel {kernel}, initrd {}", path.display()),
+        RootFile::Image { path, loader, .. } => {
+            let by = if loader.is_some() {
+                ", its drivers loaded first"
+            } else {
+                ""
+            };
+            format!("guest: kernel {kernel}, image {}{by}", path.display())
+        }
     }
 }
 

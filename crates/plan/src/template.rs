@@ -63,10 +63,11 @@ pub fn template(config: &Config, facts: &Facts) -> Result<TemplatePlan, PlanErro
         SharePlan::VirtioFs { daemon, .. } => Some(daemon.clone()),
         SharePlan::NineP { .. } => None,
     };
-    let made_of = [facts.vmm.clone(), facts.kernel.clone(), facts.initrd.clone()];
+    let made_of = [facts.vmm.clone(), facts.kernel.clone()];
     Ok(TemplatePlan {
         made_of: made_of
             .into_iter()
+            .chain(facts.root.files())
             .chain(machine.firmware.clone())
             .chain(daemon)
             .collect(),

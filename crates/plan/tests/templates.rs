@@ -5,8 +5,8 @@
 mod support;
 
 use kata_bundle::Bundle;
-use kata_config::{Config, Internetworking, SharedFs};
-use kata_machine::{Channel, Device, MachineSpec};
+use kata_config::{Config, Internetworking, RootfsType, SharedFs};
+use kata_machine::{Channel, Device, MachineSpec, Root};
 use kata_netlink::{Interface, Network};
 use kata_plan::{Facts, PodPlan};
 use serde_json::json;
@@ -98,6 +98,37 @@ fn what_pods_ask_for_makes_no_difference_to_the_template() {
         556,
         "it grows when the container comes"
     );
+}
+
+#[test]
+fn an_image_is_an_ingredient_and_as_configured() {
+    let facts = kata_plan::Facts {
+        root: kata_plan::RootFile::Image {
+            path: "/assets/image".into(),
+            bytes: 2 << 20,
+            loader: Some("/assets/image.initrd".into()),
+        },
+        ..support::facts()
+    };
+    for (disable_image_nvdimm, rootfs_type, file_system) in
+        [(false, RootfsType::Erofs, "erofs"), (true, RootfsType::Ext4, "ext4")]
+    {
+        let config = enabled(|config| {
+            config.qemu.disable_image_nvdimm = disable_image_nvdimm;
+            config.qemu.rootfs_type = rootfs_type;
+        });
+        let template = kata_plan::template(&config, &facts).unwrap();
+        let Root::Image(image) = &template.machine.boot.root else {
+            panic!("{:?}", template.machine.boot)
+        };
+        assert_eq!(
+            (image.dax, image.file_system.as_str()),
+            (!disable_image_nvdimm, file_system)
+        );
+        for file in ["/assets/image", "/assets/image.initrd"] {
+            assert!(template.made_of.contains(&file.into()), "{file}");
+        }
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use kata_machine::{Boot, Channel, MachineSpec, MemoryBacking, Vmm};
+use kata_machine::{Boot, Channel, MachineSpec, MemoryBacking, Root, Vmm};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -27,7 +27,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         memory_backing: MemoryBacking::SharedMemfd,
         boot: Boot {
             kernel: kernel.into(),
-            initrd: initrd.into(),
+            root: Root::Initrd(initrd.into()),
             parameters: arguments.collect(),
         },
         channel: Channel::Serial {

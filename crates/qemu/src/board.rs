@@ -173,6 +173,20 @@ impl Board {
         format!("{device}-{},{options}", if self.pcie { "pci" } else { "device" })
     }
 
+    /// Whether memory devices can be in it.
+    pub(crate) fn has_memory_devices(&self) -> bool {
+        self.family == Family::Q35
+    }
+
+    /// Where the room for memory devices begins, of a machine with so much memory, bytes (QEMU: `pc_q35_init`,
+    /// `pc_get_device_memory_range`): from 2.75 GiB of memory on all but 2 GiB of it are above 4 GiB, and the room begins at
+    /// the next whole GiB.
+    pub(crate) fn device_memory(&self, memory: u64) -> u64 {
+        const GIB: u64 = 1 << 30;
+        let below = if memory >= 0xb000_0000 { 2 * GIB } else { memory };
+        (4 * GIB + memory - below).next_multiple_of(GIB)
+    }
+
     /// Whether [`Self::virtio`] makes PCI devices.
     pub(crate) fn has_pci(&self) -> bool {
         self.pcie

@@ -1,6 +1,6 @@
 //! The QEMU driver: a [`MachineSpec`] becomes a QEMU process that is driven by QMP.
 //!
-//! `render` decides (pure), `launch` starts and watches the process, `control` talks QMP, `disk` attaches disks, `channel` reaches the agent,
+//! `render` decides (pure), `launch` starts and watches the process, `control` talks QMP, `disk` attaches disks, `image` the guest's root, `channel` reaches the agent,
 //! `template` saves a machine and makes others of it, `accelerator` finds out whether KVM is usable. No file is written but `console.log`, and that only for debugging.
 
 mod accelerator;
@@ -8,6 +8,7 @@ mod board;
 mod channel;
 mod control;
 mod disk;
+mod image;
 mod launch;
 mod machine;
 mod news;

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use kata_machine::{Channel, Disk, DiskAddress, ExitWatch, Machine, MachineError, MachineSpec, Size, Transport};
+use kata_machine::{Channel, Disk, DiskAddress, ExitWatch, Machine, MachineError, MachineSpec, Root, Size, Transport};
 use kata_sys::tsc;
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -79,7 +79,17 @@ pub(crate) async fn start(
     let line = command_line(spec, start)?;
     if start != Start::Restore {
         check_readable("the guest's kernel", &spec.boot.kernel)?;
-        check_readable("the guest's initramfs", &spec.boot.initrd)?;
+        match &spec.boot.root {
+            Root::Initrd(path) => check_readable("the guest's initramfs", path)?,
+            Root::Image(image) => {
+                if let Some(loader) = &image.loader {
+                    check_readable("the initramfs of the guest's image", loader)?;
+                }
+            }
+        }
+    }
+    if let Root::Image(image) = &spec.boot.root {
+        check_readable("the guest's image", &image.path)?;
     }
     let mut files = launch::open_nodes(&render::nodes(spec))?;
     files.extend(memory.map(|file| (file, MEMORY_FD)));

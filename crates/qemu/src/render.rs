@@ -9,10 +9,11 @@
 use std::os::fd::RawFd;
 use std::path::Path;
 
-use kata_machine::{Accelerator, Channel, Device, MachineError, MachineSpec, MemoryBacking, MemoryGrowth, Wire};
+use kata_machine::{Accelerator, Channel, Device, MachineError, MachineSpec, MemoryBacking, MemoryGrowth, Root, Wire};
 use kata_netlink::Mac;
 
 use crate::board::Board;
+use crate::image::{self, Attachment};
 
 /// The longest path that fits in a `sockaddr_un`, bytes.
 const SOCKET_PATH_LIMIT: usize = 107;
@@ -65,9 +66,15 @@ pub(crate) fn command_line(
     let mut line = Line(vec![text(&spec.vmm)?.to_owned()]);
     name(&mut line, spec);
     machine(&mut line, spec, start, &board);
-    cpu_and_memory(&mut line, spec, start)?;
-    boot(&mut line, spec, start, &board, tsc_khz)?;
+    let image = image::attachment(spec, &board)?;
+    cpu_and_memory(&mut line, spec, start, image.as_ref())?;
+    boot(&mut line, spec, start, &board, tsc_khz, image.as_ref())?;
     virtio_memory(&mut line, spec, &board);
+    if let Some(image) = &image {
+        for (option, value) in image.options(spec, &board)? {
+            line.add(option, value);
+        }
+    }
     control(&mut line);
     channel(&mut line, spec, &board)?;
     let mut nodes = nodes(spec).into_iter();
@@ -121,7 +128,12 @@ fn machine(line: &mut Line, spec: &MachineSpec, start: Start<'_>, board: &Board)
     );
 }
 
-fn cpu_and_memory(line: &mut Line, spec: &MachineSpec, start: Start<'_>) -> Result<(), MachineError> {
+fn cpu_and_memory(
+    line: &mut Line,
+    spec: &MachineSpec,
+    start: Start<'_>,
+    image: Option<&Attachment<'_>>,
+) -> Result<(), MachineError> {
     let model = match spec.accelerator {
         Accelerator::Kvm => "host",
         // The guest's kernel copies and clears memory by the byte where string instructions are said to be fast, and TCG
@@ -139,7 +151,7 @@ fn cpu_and_memory(line: &mut Line, spec: &MachineSpec, start: Start<'_>) -> Resu
     );
     let max_vcpus = spec.growth.map_or(spec.vcpus, |growth| growth.vcpus);
     line.add("-smp", format!("cpus={},maxcpus={max_vcpus}", spec.vcpus));
-    line.add("-m", memory(spec));
+    line.add("-m", memory(spec, image.map_or(0, Attachment::memory_mib)));
     let size = spec.memory_mib;
     match (start, spec.memory_backing) {
         (Start::Boot, MemoryBacking::Private) => {}
@@ -173,17 +185,19 @@ fn descriptor(number: RawFd) -> String {
     format!("/proc/self/fd/{number}")
 }
 
-/// Memory now, and room for more.
-fn memory(spec: &MachineSpec) -> String {
+/// Memory now, and room for more and for an image.
+fn memory(spec: &MachineSpec, image_mib: u64) -> String {
     let now = spec.memory_mib;
     let room = spec.growth.map_or(0, |growth| growth.memory_mib.saturating_sub(now));
+    let most = |room: u32| u64::from(now) + u64::from(room) + image_mib;
     match spec.growth.map(|growth| growth.memory) {
         Some(MemoryGrowth::Slots { count }) if count > 0 && room >= BLOCK_MIB => {
-            format!("{now}M,slots={count},maxmem={}M", now + room)
+            format!("{now}M,slots={count},maxmem={}M", most(room))
         }
         Some(MemoryGrowth::Virtio) if virtio_memory_mib(spec) > 0 => {
-            format!("{now}M,maxmem={}M", now + virtio_memory_mib(spec))
+            format!("{now}M,maxmem={}M", most(virtio_memory_mib(spec)))
         }
+        _ if image_mib > 0 => format!("{now}M,maxmem={}M", most(0)),
         _ => format!("{now}M"),
     }
 }
@@ -226,6 +240,7 @@ fn boot(
     start: Start<'_>,
     board: &Board,
     tsc_khz: Option<u32>,
+    image: Option<&Attachment<'_>>,
 ) -> Result<(), MachineError> {
     line.add(
         "-bios",
@@ -243,12 +258,23 @@ fn boot(
         }
     }
     line.add("-kernel", text(&spec.boot.kernel)?);
-    line.add("-initrd", text(&spec.boot.initrd)?);
-    line.add("-append", kernel_parameters(spec, board, tsc_khz).join(" "));
+    let initrd = match &spec.boot.root {
+        Root::Initrd(path) => Some(path),
+        Root::Image(image) => image.loader.as_ref(),
+    };
+    if let Some(path) = initrd {
+        line.add("-initrd", text(path)?);
+    }
+    line.add("-append", kernel_parameters(spec, board, tsc_khz, image).join(" "));
     Ok(())
 }
 
-fn kernel_parameters(spec: &MachineSpec, board: &Board, tsc_khz: Option<u32>) -> Vec<String> {
+fn kernel_parameters(
+    spec: &MachineSpec,
+    board: &Board,
+    tsc_khz: Option<u32>,
+    image: Option<&Attachment<'_>>,
+) -> Vec<String> {
     let mut parameters: Vec<String> = board
         .kernel_parameters(spec.accelerator)
         .into_iter()
@@ -261,6 +287,7 @@ fn kernel_parameters(spec: &MachineSpec, board: &Board, tsc_khz: Option<u32>) ->
     if !spec.debug {
         parameters.push("quiet".into());
     }
+    parameters.extend(image.map(Attachment::kernel_parameters).unwrap_or_default());
     parameters.extend(spec.boot.parameters.iter().cloned());
     parameters
 }
@@ -417,11 +444,11 @@ impl Line {
 }
 
 /// In QEMU's option lists a comma ends a value; two of them are one that does not.
-fn escape(value: &str) -> String {
+pub(crate) fn escape(value: &str) -> String {
     value.replace(',', ",,")
 }
 
-fn text(path: &Path) -> Result<&str, MachineError> {
+pub(crate) fn text(path: &Path) -> Result<&str, MachineError> {
     match path.to_str() {
         None => Err(MachineError::Unsupported(format!(
             "the path {} is not UTF-8",

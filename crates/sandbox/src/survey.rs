@@ -6,9 +6,9 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use kata_bundle::oci::Spec;
-use kata_config::Config;
+use kata_config::{Assets, Config, RootAsset};
 use kata_factory::Store;
-use kata_plan::{DiskRootfs, DiskSource, Facts, MemoryFacts, MemoryKind, SourceKind};
+use kata_plan::{DiskRootfs, DiskSource, Facts, MemoryFacts, MemoryKind, RootFile, SourceKind};
 use kata_storage::copy;
 use kata_storage::mount::EngineMount;
 use kata_storage::socket::is_datagram;
@@ -18,13 +18,16 @@ use nix::sys::statfs::{HUGETLBFS_MAGIC, TMPFS_MAGIC, statfs};
 use crate::record::Home;
 use crate::tree::TREE_BOUNDS;
 
+/// What the name of an initramfs that leads to an image has more than the image's.
+const LOADER_ENDING: &str = ".initrd";
+
 /// What the host lacks.
 #[derive(Debug, thiserror::Error)]
 pub enum SurveyError {
-    /// No guest kernel or no initramfs.
+    /// No guest kernel, or nothing that it could have as its root.
     #[error("no guest {what} at {}; `kata-runtime image build` makes one", list(looked_at))]
     NoAsset {
-        /// `kernel` or `initramfs`
+        /// `kernel`, `initramfs`, `image`
         what: &'static str,
         /// Where it was looked for.
         looked_at: Vec<PathBuf>,
@@ -32,7 +35,7 @@ pub enum SurveyError {
     /// A file that is there cannot be read.
     #[error("cannot read the guest {what} {}", path.display())]
     Unreadable {
-        /// `kernel` or `initramfs`
+        /// `kernel`, `initramfs`, `image`
         what: &'static str,
         /// The file.
         path: PathBuf,
@@ -95,7 +98,7 @@ pub fn facts(config: &Config, home: &Home, spec: &Spec, rootfs: &[EngineMount]) 
 /// # Errors
 /// [`SurveyError`]
 pub fn host(config: &Config) -> Result<Facts, SurveyError> {
-    let (kernel, initrd) = assets(config)?;
+    let (kernel, root) = assets(config)?;
     let choice = kata_qemu::probe();
     Ok(Facts {
         selinux: Path::new("/sys/fs/selinux/enforce").exists(),
@@ -105,7 +108,7 @@ pub fn host(config: &Config) -> Result<Facts, SurveyError> {
         host_memory_mib: memory_mib(),
         vmm: config.qemu.path.clone(),
         kernel,
-        initrd,
+        root,
         virtiofsd: file_server(config)?,
         vhost_vsock: Path::new("/dev/vhost-vsock").exists(),
         vsock_cid: None,
@@ -122,45 +125,73 @@ pub fn host(config: &Config) -> Result<Facts, SurveyError> {
     })
 }
 
-fn assets(config: &Config) -> Result<(PathBuf, PathBuf), SurveyError> {
+/// The kernel and the root that the guest boots with.
+fn assets(config: &Config) -> Result<(PathBuf, RootFile), SurveyError> {
     let candidates = config.asset_candidates();
     let whole = candidates
         .iter()
-        .find(|assets| assets.kernel.exists() && assets.initrd.exists());
+        .find(|assets| assets.kernel.exists() && assets.root.path().exists());
     let Some(assets) = whole else {
-        let missing = |pick: fn(&kata_config::Assets) -> &PathBuf| -> Option<Vec<PathBuf>> {
-            let mut paths: Vec<PathBuf> = candidates.iter().map(|assets| pick(assets).clone()).collect();
-            paths.dedup();
-            paths.iter().all(|path| !path.exists()).then_some(paths)
-        };
-        let (what, looked_at) = match (missing(|assets| &assets.kernel), missing(|assets| &assets.initrd)) {
-            (Some(paths), _) => ("kernel", paths),
-            (None, Some(paths)) => ("initramfs", paths),
-            (None, None) => (
-                "kernel with its initramfs",
-                candidates.iter().map(|a| a.kernel.clone()).collect(),
-            ),
-        };
-        return Err(SurveyError::NoAsset { what, looked_at });
+        return Err(no_assets(&candidates));
     };
-    for (what, path) in [("kernel", &assets.kernel), ("initramfs", &assets.initrd)] {
-        // Opened, not only looked at: the VMM's own message for a file that it may not read names no file.
-        std::fs::File::open(path)
-            .and_then(|file| file.metadata())
-            .and_then(|data| {
-                if data.is_file() {
-                    Ok(())
-                } else {
-                    Err(io::Error::new(io::ErrorKind::InvalidInput, "not a file"))
-                }
-            })
-            .map_err(|source| SurveyError::Unreadable {
-                what,
-                path: path.clone(),
-                source,
-            })?;
+    check_file("kernel", &assets.kernel)?;
+    let bytes = check_file(assets.root.noun(), assets.root.path())?;
+    let root = match &assets.root {
+        RootAsset::Initrd(path) => RootFile::Initrd(path.clone()),
+        RootAsset::Image(path) => RootFile::Image {
+            path: path.clone(),
+            bytes,
+            loader: loader_of(path)?,
+        },
+    };
+    Ok((assets.kernel.clone(), root))
+}
+
+fn no_assets(candidates: &[Assets]) -> SurveyError {
+    let missing = |pick: fn(&Assets) -> &Path| -> Option<Vec<PathBuf>> {
+        let mut paths: Vec<PathBuf> = candidates.iter().map(|assets| pick(assets).to_owned()).collect();
+        paths.dedup();
+        paths.iter().all(|path| !path.exists()).then_some(paths)
+    };
+    let root = candidates.first().map_or("initramfs", |assets| assets.root.noun());
+    let (what, looked_at) = match (missing(|assets| &assets.kernel), missing(|assets| assets.root.path())) {
+        (Some(paths), _) => ("kernel", paths),
+        (None, Some(paths)) => (root, paths),
+        (None, None) => (
+            "kernel with its initramfs",
+            candidates.iter().map(|assets| assets.kernel.clone()).collect(),
+        ),
+    };
+    SurveyError::NoAsset { what, looked_at }
+}
+
+/// The initramfs beside an image that leads to it.
+fn loader_of(image: &Path) -> Result<Option<PathBuf>, SurveyError> {
+    let mut name = image.as_os_str().to_owned();
+    name.push(LOADER_ENDING);
+    let loader = PathBuf::from(name);
+    if !loader.exists() {
+        return Ok(None);
     }
-    Ok((assets.kernel.clone(), assets.initrd.clone()))
+    check_file("image's initramfs", &loader)?;
+    Ok(Some(loader))
+}
+
+/// The size of a file that can be read. Opened, not only looked at: the VMM's own message for a file that it may not read
+/// names no file.
+fn check_file(what: &'static str, path: &Path) -> Result<u64, SurveyError> {
+    let size = || {
+        let data = std::fs::File::open(path)?.metadata()?;
+        if !data.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a file"));
+        }
+        Ok(data.len())
+    };
+    size().map_err(|source| SurveyError::Unreadable {
+        what,
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn file_server(config: &Config) -> Result<Option<PathBuf>, SurveyError> {

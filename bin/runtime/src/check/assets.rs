@@ -1,12 +1,13 @@
-//! The guest's kernel and initramfs: there, intact, and of the kind that can be booted.
+//! The guest's kernel and its root, an initramfs or an image: there, intact, and of the kind that can be booted.
 
 use std::path::Path;
 
-use kata_config::Config;
+use kata_config::{Config, RootAsset, RootfsType};
 
 use crate::check::{Finding, Subject};
 use crate::image::bzimage::Compression;
 use crate::image::elf::Elf;
+use crate::image::erofs;
 use crate::image::manifest::{Asset, Manifest};
 use crate::image::store::{self, MANIFEST};
 use crate::settings;
@@ -29,17 +30,23 @@ pub(super) fn look(config: &Config) -> Guest {
         name: "guest kernel",
         purpose: "the guest's operating system",
     };
-    let initrd = Subject {
-        name: "guest initrd",
+    let root = Subject {
+        name: match &assets.root {
+            RootAsset::Initrd(_) => "guest initrd",
+            RootAsset::Image(_) => "guest image",
+        },
         purpose: "the agent and the modules in the guest",
     };
     let of_kernel = manifest.as_ref().map(|manifest| &manifest.vmlinux);
-    // An initramfs from elsewhere may stand beside a kernel of ours.
-    let same_place = assets.kernel.parent() == assets.initrd.parent();
-    let of_initrd = manifest
+    // What is from elsewhere may stand beside a kernel of ours.
+    let same_place = assets.kernel.parent() == assets.root.path().parent();
+    let of_root = manifest
         .as_ref()
         .filter(|_| same_place)
-        .map(|manifest| &manifest.initrd);
+        .and_then(|manifest| match &assets.root {
+            RootAsset::Initrd(_) => Some(&manifest.initrd),
+            RootAsset::Image(_) => manifest.image.as_ref(),
+        });
     let release = manifest
         .as_ref()
         .map(|manifest| format!(" ({})", manifest.kernel.release))
@@ -47,7 +54,10 @@ pub(super) fn look(config: &Config) -> Guest {
     Guest {
         findings: vec![
             judge(&kernel, &assets.kernel, &release, of_kernel, is_kernel),
-            judge(&initrd, &assets.initrd, "", of_initrd, is_initramfs),
+            judge(&root, assets.root.path(), "", of_root, |bytes| match &assets.root {
+                RootAsset::Initrd(_) => is_initramfs(bytes),
+                RootAsset::Image(_) => is_image(bytes, config.qemu.rootfs_type),
+            }),
         ],
         has_9p: manifest.map(|manifest| !manifest.missing_modules.iter().any(|name| name == "9p")),
     }
@@ -90,6 +100,13 @@ fn is_initramfs(bytes: &[u8]) -> Result<(), String> {
         Some(compression) if compression != Compression::None => Ok(()),
         _ if bytes.starts_with(CPIO) => Ok(()),
         _ => Err("not an initramfs".to_owned()),
+    }
+}
+
+fn is_image(bytes: &[u8], kind: RootfsType) -> Result<(), String> {
+    match kind {
+        RootfsType::Erofs if !erofs::is_image(bytes) => Err("not an EROFS image".to_owned()),
+        _ => Ok(()),
     }
 }
 

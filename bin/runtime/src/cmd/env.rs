@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use kata_config::{Config, SEARCH};
+use kata_config::{Config, RootAsset, SEARCH};
 use kata_machine::Accelerator;
 use serde::Serialize;
 
@@ -215,6 +215,10 @@ fn gather(config: &Config) -> anyhow::Result<Environment> {
         tracing::warn!("{error}");
     }
     let assets = settings::assets(config);
+    let (initrd, image) = match &assets.root {
+        RootAsset::Initrd(path) => (text(path), String::new()),
+        RootAsset::Image(path) => (String::new(), text(path)),
+    };
     let mut number = VERSION.split('.').map(|part| part.parse().unwrap_or(0));
     let mut number = || number.next().unwrap_or(0);
     Ok(Environment {
@@ -262,10 +266,8 @@ fn gather(config: &Config) -> anyhow::Result<Environment> {
             path: text(&assets.kernel),
             parameters: config.qemu.kernel_params.join(" "),
         },
-        initrd: File {
-            path: text(&assets.initrd),
-        },
-        image: File { path: String::new() },
+        initrd: File { path: initrd },
+        image: File { path: image },
         agent: Agent {
             kind: "kata",
             debug: config.agent.enable_debug,

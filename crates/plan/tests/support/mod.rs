@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use kata_bundle::Bundle;
 use kata_machine::Accelerator;
 use kata_netlink::Network;
-use kata_plan::{Facts, SourceKind, bind_sources};
+use kata_plan::{Facts, RootFile, SourceKind, bind_sources};
 use serde_json::{Value, json};
 
 pub fn facts() -> Facts {
@@ -20,7 +20,7 @@ pub fn facts() -> Facts {
         host_memory_mib: 8192,
         vmm: "/usr/bin/qemu-system-x86_64".into(),
         kernel: "/assets/vmlinux".into(),
-        initrd: "/assets/initrd.img".into(),
+        root: RootFile::Initrd("/assets/initrd.img".into()),
         virtiofsd: Some("/usr/libexec/virtiofsd".into()),
         vhost_vsock: false,
         vsock_cid: None,

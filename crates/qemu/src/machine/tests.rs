@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use kata_machine::{Accelerator, Boot, Device, DiskAccess, DiskAio, MemoryBacking};
+use kata_machine::{Accelerator, Boot, Device, DiskAccess, DiskAio, MemoryBacking, Root};
 use tempfile::TempDir;
 
 use super::*;
@@ -26,7 +26,7 @@ impl Place {
         };
         let boot = Boot {
             kernel: file("kernel", b"none"),
-            initrd: file("initrd", b""),
+            root: Root::Initrd(file("initrd", b"")),
             parameters: vec![],
         };
         let run_dir = dir.path().join("run");

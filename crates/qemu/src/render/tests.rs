@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use kata_machine::{Boot, Growth};
+use kata_machine::{Boot, Growth, Image};
 use proptest::prelude::*;
 
 use super::*;
@@ -19,7 +19,7 @@ fn spec() -> MachineSpec {
         memory_backing: MemoryBacking::Private,
         boot: Boot {
             kernel: "/k/vmlinux".into(),
-            initrd: "/k/initrd".into(),
+            root: Root::Initrd("/k/initrd".into()),
             parameters: vec!["kata.log=info".into()],
         },
         channel: Channel::Serial {
@@ -68,6 +68,89 @@ fn room_for_memory_is_whole_blocks_of_the_kind_that_the_machine_has() {
     ] {
         assert!(virtio.contains(part), "{part} in\n{virtio}");
     }
+}
+
+fn with_image(spec: MachineSpec, dax: bool, bytes: u64) -> MachineSpec {
+    let image = Image {
+        path: "/k/a,b".into(),
+        bytes,
+        file_system: "erofs".into(),
+        dax,
+        loader: Some("/k/loader".into()),
+    };
+    MachineSpec {
+        boot: Boot {
+            root: Root::Image(image),
+            ..spec.boot
+        },
+        ..spec
+    }
+}
+
+#[test]
+fn an_image_is_persistent_memory_behind_all_other_room() {
+    let room = |memory_mib, memory| {
+        let growth = Growth {
+            vcpus: 1,
+            memory_mib,
+            memory,
+        };
+        let spec = MachineSpec {
+            growth: Some(growth),
+            ..spec()
+        };
+        rendered(&with_image(spec, true, 8 << 20))
+    };
+    let slots = MemoryGrowth::Slots { count: 3 };
+    for (memory_mib, memory, size, address) in [
+        (1000, slots, "256M,slots=3,maxmem=1008M", "0x130000000"),
+        (300, slots, "256M,maxmem=264M", "0x100000000"),
+        (1000, MemoryGrowth::Virtio, "256M,maxmem=904M", "0x128000000"),
+        (300, MemoryGrowth::Virtio, "256M,maxmem=264M", "0x100000000"),
+    ] {
+        let line = room(memory_mib, memory);
+        for part in [
+            format!("-m {size}\n"),
+            format!("-device virtio-pmem-pci,memdev=image,memaddr={address}\n"),
+        ] {
+            assert!(line.contains(&part), "{part} in\n{line}");
+        }
+    }
+    let large = MachineSpec {
+        memory_mib: 3072,
+        ..spec()
+    };
+    let line = rendered(&with_image(large, true, 8 << 20));
+    for part in [
+        "-m 3072M,maxmem=3080M\n",
+        "memaddr=0x140000000\n",
+        "-object memory-backend-file,id=image,size=8388608,mem-path=/k/a,,b,share=on,readonly=on\n",
+        "-initrd /k/loader\n",
+        " quiet root=/dev/pmem0 rootfstype=erofs rootflags=dax ro init=/init kata.log=info",
+    ] {
+        assert!(line.contains(part), "{part} in\n{line}");
+    }
+}
+
+#[test]
+fn an_image_is_a_disk_where_it_cannot_be_memory_or_is_not_to_be() {
+    let micro = MachineSpec {
+        machine_type: "microvm".into(),
+        ..spec()
+    };
+    for spec in [with_image(spec(), false, 512), with_image(micro, true, 512)] {
+        let line = rendered(&spec);
+        for part in [
+            "-m 256M\n",
+            "-blockdev driver=raw,node-name=image,read-only=on,file.driver=file,file.filename=/k/a,,b\n",
+            "-device virtio-blk-pci,drive=image\n",
+            " root=/dev/vda rootfstype=erofs ro init=/init kata.log=info",
+        ] {
+            assert!(line.contains(part), "{part} in\n{line}");
+        }
+    }
+    let error = command_line(&with_image(spec(), true, 512), Start::Boot, None).expect_err("no whole pieces");
+    assert!(error.to_string().contains("/k/a,b has 512 bytes"), "{error}");
 }
 
 /// One option a line, as a person would write it.
@@ -329,7 +412,7 @@ fn a_template_and_what_is_made_of_it_have_the_same_devices() {
         ..spec()
     };
     let line = |spec: &MachineSpec, start| command_line(spec, start, None).expect("expressible");
-    for spec in [spec(), shared] {
+    for spec in [spec(), shared, with_image(spec(), true, 2 << 20)] {
         let (boot, save, restore) = (
             line(&spec, Start::Boot),
             line(&spec, Start::Save(Path::new("/t/a,b"))),
