@@ -51,7 +51,13 @@ fn the_same_input_makes_the_same_bytes() {
     let names: Vec<String> = hashes(&one).into_iter().map(|(name, _)| name).collect();
     assert_eq!(
         names,
-        ["image.erofs", "image.erofs.initrd", "initrd.img", "manifest.json", "vmlinux"]
+        [
+            "image.erofs",
+            "image.erofs.initrd",
+            "initrd.img",
+            "manifest.json",
+            "vmlinux"
+        ]
     );
     assert_eq!(hashes(&one), hashes(&two));
 
