@@ -1,8 +1,8 @@
 //! The guest's image: persistent memory that is the host's own copy of the file, or a disk that cannot be written to.
 //!
-//! As persistent memory it is a virtio-pmem device. An NVDIMM would do as well, but the guest's kernel only maps files of
-//! one (DAX) whose image begins with its own description of pages, and ACPI would have to describe it. QEMU has memory
-//! devices on q35 alone; on a microvm it takes such a device, and the guest finds nothing at its address (10.0.2).
+//! As persistent memory it is a virtio-pmem device. Of an NVDIMM the guest's kernel would map files (DAX) only if the image
+//! began with a description of its pages. QEMU has memory devices on q35 alone; on a microvm it takes such a device, and the
+//! guest finds nothing at its address (10.0.2).
 //!
 //! It refuses what the guest's kernel would: persistent memory that is not whole pieces of 2 MiB.
 
