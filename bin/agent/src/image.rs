@@ -46,8 +46,7 @@ impl<'a> Image<'a> {
 
     /// In the order in which they are needed.
     fn drivers(&self) -> Vec<&str> {
-        let is_persistent_memory = self.device.starts_with("/dev") && self.device.to_string_lossy().contains("pmem");
-        let of_device = if is_persistent_memory {
+        let of_device = if self.device.to_string_lossy().starts_with("/dev/pmem") {
             ["virtio_pmem", "nd_pmem"].as_slice()
         } else {
             &["virtio_blk"]

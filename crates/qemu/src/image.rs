@@ -6,10 +6,11 @@
 //!
 //! It refuses what the guest's kernel would: persistent memory that is not whole pieces of 2 MiB.
 
-use kata_machine::{Image, MachineError, MachineSpec, MemoryGrowth, Root};
+use kata_machine::{Image, MachineError, MachineSpec, Root};
 
 use crate::board::Board;
-use crate::render::{BLOCK_MIB, escape, text, virtio_room_mib};
+use crate::memory::{self, BLOCK_MIB};
+use crate::render::{escape, text};
 
 const MIB: u64 = 1 << 20;
 
@@ -97,13 +98,6 @@ impl Attachment<'_> {
 /// Behind all the room for memory that comes later: the guest takes that in blocks, and QEMU puts each into the first gap,
 /// which behind an image would not be at a block's place.
 fn address(spec: &MachineSpec, board: &Board) -> u64 {
-    let boot_mib = spec.memory_mib;
-    let room_mib = match spec.growth.map(|growth| (growth.memory, growth.memory_mib)) {
-        Some((MemoryGrowth::Slots { count }, most)) if count > 0 && most.saturating_sub(boot_mib) >= BLOCK_MIB => {
-            (most - boot_mib).next_multiple_of(BLOCK_MIB)
-        }
-        Some((MemoryGrowth::Virtio, most)) => virtio_room_mib(boot_mib, most),
-        _ => 0,
-    };
-    board.device_memory(u64::from(boot_mib) * MIB) + u64::from(room_mib) * MIB
+    let room_mib = memory::room_mib(spec).next_multiple_of(BLOCK_MIB);
+    board.device_memory(u64::from(spec.memory_mib) * MIB) + u64::from(room_mib) * MIB
 }

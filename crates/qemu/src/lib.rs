@@ -1,6 +1,6 @@
 //! The QEMU driver: a [`MachineSpec`] becomes a QEMU process that is driven by QMP.
 //!
-//! `render` decides (pure), `launch` starts and watches the process, `control` talks QMP, `disk` attaches disks, `image` the guest's root, `channel` reaches the agent,
+//! `render` decides (pure), `launch` starts and watches the process, `control` talks QMP, `disk` attaches disks, `image` the guest's root, `memory` its memory, `channel` reaches the agent,
 //! `template` saves a machine and makes others of it, `accelerator` finds out whether KVM is usable. No file is written but `console.log`, and that only for debugging.
 
 mod accelerator;
@@ -11,6 +11,7 @@ mod disk;
 mod image;
 mod launch;
 mod machine;
+mod memory;
 mod news;
 mod render;
 mod room;

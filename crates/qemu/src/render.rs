@@ -9,17 +9,15 @@
 use std::os::fd::RawFd;
 use std::path::Path;
 
-use kata_machine::{Accelerator, Channel, Device, MachineError, MachineSpec, MemoryBacking, MemoryGrowth, Root, Wire};
+use kata_machine::{Accelerator, Channel, Device, MachineError, MachineSpec, MemoryBacking, Root, Wire};
 use kata_netlink::Mac;
 
 use crate::board::Board;
 use crate::image::{self, Attachment};
+use crate::memory;
 
 /// The longest path that fits in a `sockaddr_un`, bytes.
 const SOCKET_PATH_LIMIT: usize = 107;
-
-/// What memory comes in, MiB: the guest's kernel has its own in blocks of this size.
-pub(crate) const BLOCK_MIB: u32 = 128;
 
 /// Ids of the virtio-mem device and its memory.
 pub(crate) const VIRTIO_MEMORY: &str = "vmem";
@@ -151,33 +149,25 @@ fn cpu_and_memory(
     );
     let max_vcpus = spec.growth.map_or(spec.vcpus, |growth| growth.vcpus);
     line.add("-smp", format!("cpus={},maxcpus={max_vcpus}", spec.vcpus));
-    line.add("-m", memory(spec, image.map_or(0, Attachment::memory_mib)));
+    line.add("-m", memory::size(spec, image.map_or(0, Attachment::memory_mib)));
     let size = spec.memory_mib;
     match (start, spec.memory_backing) {
         (Start::Boot, MemoryBacking::Private) => {}
-        (Start::Boot, backing) => line.add("-object", memory_backend(backing, "ram", size)),
-        (Start::Save(file), _) => line.add("-object", memory_file(text(file)?, size, "share=on")),
+        (Start::Boot, backing) => line.add("-object", memory::backend(backing, "ram", size)),
+        (Start::Save(file), _) => line.add("-object", memory::file(text(file)?, size, "share=on")),
         // All see the template's pages until they write to them.
         (Start::Restore, MemoryBacking::Private) => {
             line.add(
                 "-object",
-                memory_file(&descriptor(MEMORY_FD), size, "share=off,readonly=on,rom=off"),
+                memory::file(&descriptor(MEMORY_FD), size, "share=off,readonly=on,rom=off"),
             );
         }
         // What the daemons share cannot be shared with others, too: it is a copy.
         (Start::Restore, MemoryBacking::SharedMemfd) => {
-            line.add("-object", memory_file(&descriptor(MEMORY_FD), size, "share=on"));
+            line.add("-object", memory::file(&descriptor(MEMORY_FD), size, "share=on"));
         }
     }
     Ok(())
-}
-
-/// Memory that is a file, as `-object` takes it.
-fn memory_file(path: &str, size_mib: u32, options: &str) -> String {
-    format!(
-        "memory-backend-file,id=ram,size={size_mib}M,mem-path={},{options}",
-        escape(path)
-    )
 }
 
 /// A file that QEMU finds open, by a name that it can open.
@@ -185,52 +175,14 @@ fn descriptor(number: RawFd) -> String {
     format!("/proc/self/fd/{number}")
 }
 
-/// Memory now, and room for more and for an image.
-fn memory(spec: &MachineSpec, image_mib: u64) -> String {
-    let now = spec.memory_mib;
-    let room = spec.growth.map_or(0, |growth| growth.memory_mib.saturating_sub(now));
-    let most = |room: u32| u64::from(now) + u64::from(room) + image_mib;
-    match spec.growth.map(|growth| growth.memory) {
-        Some(MemoryGrowth::Slots { count }) if count > 0 && room >= BLOCK_MIB => {
-            format!("{now}M,slots={count},maxmem={}M", most(room))
-        }
-        Some(MemoryGrowth::Virtio) if virtio_memory_mib(spec) > 0 => {
-            format!("{now}M,maxmem={}M", most(virtio_memory_mib(spec)))
-        }
-        _ if image_mib > 0 => format!("{now}M,maxmem={}M", most(0)),
-        _ => format!("{now}M"),
-    }
-}
-
-/// How much a virtio-mem device may give, MiB, whole blocks; 0 for no such device.
-fn virtio_memory_mib(spec: &MachineSpec) -> u32 {
-    match spec.growth {
-        Some(growth) if growth.memory == MemoryGrowth::Virtio => virtio_room_mib(spec.memory_mib, growth.memory_mib),
-        _ => 0,
-    }
-}
-
-/// Between the memory of the boot and the most, in whole blocks, MiB.
-pub(crate) fn virtio_room_mib(boot_mib: u32, most_mib: u32) -> u32 {
-    most_mib.saturating_sub(boot_mib) / BLOCK_MIB * BLOCK_MIB
-}
-
 /// Has all its room from the start, but no memory of the host before the guest is given some of it.
 fn virtio_memory(line: &mut Line, spec: &MachineSpec, board: &Board) {
-    let room = virtio_memory_mib(spec);
+    let room = memory::virtio_mib(spec);
     if room > 0 {
-        let backend = memory_backend(spec.memory_backing, VIRTIO_MEMORY_BACKEND, room);
+        let backend = memory::backend(spec.memory_backing, VIRTIO_MEMORY_BACKEND, room);
         line.add("-object", format!("{backend},reserve=off"));
         let options = format!("id={VIRTIO_MEMORY},memdev={VIRTIO_MEMORY_BACKEND},requested-size=0");
         line.add("-device", board.virtio("virtio-mem", &options));
-    }
-}
-
-/// Memory of the kind that the machine has, as `-object` takes it.
-fn memory_backend(backing: MemoryBacking, id: &str, size_mib: u32) -> String {
-    match backing {
-        MemoryBacking::SharedMemfd => format!("memory-backend-memfd,id={id},size={size_mib}M,share=on"),
-        MemoryBacking::Private => format!("memory-backend-ram,id={id},size={size_mib}M"),
     }
 }
 

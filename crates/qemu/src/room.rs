@@ -8,7 +8,8 @@ use kata_machine::{Accelerator, MachineError, MachineSpec, MemoryBacking, Memory
 use serde_json::{Value, json};
 
 use crate::machine::QemuMachine;
-use crate::render::{self, BLOCK_MIB, VIRTIO_MEMORY};
+use crate::memory::{self, BLOCK_MIB};
+use crate::render::VIRTIO_MEMORY;
 
 const MIB: u64 = 1 << 20;
 
@@ -117,7 +118,7 @@ impl Room {
 
     /// The guest follows by itself; answers what it shall have.
     async fn turn_virtio_memory(&self, qemu: &QemuMachine, wish_mib: u32) -> Result<u32, MachineError> {
-        let room = render::virtio_room_mib(self.boot.memory_mib, self.most.memory_mib);
+        let room = memory::virtio_room_mib(self.boot.memory_mib, self.most.memory_mib);
         if room == 0 {
             return Ok(self.boot.memory_mib);
         }

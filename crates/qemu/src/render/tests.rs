@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use kata_machine::{Boot, Growth, Image};
+use kata_machine::{Boot, Growth, Image, MemoryGrowth};
 use proptest::prelude::*;
 
 use super::*;
