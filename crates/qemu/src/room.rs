@@ -86,19 +86,15 @@ impl Room {
 
     /// Adds what is missing as one device, in whole blocks; answers what there is.
     async fn add_dimm(&self, qemu: &QemuMachine, wish_mib: u32) -> Result<u32, MachineError> {
-        let devices = qemu.ask("query-memory-devices", Value::Null).await?;
-        let devices = devices.as_array().map(Vec::as_slice).unwrap_or_default();
-        let sizes = devices
-            .iter()
-            .filter_map(|device| device.pointer("/data/size")?.as_u64());
-        let now = self.boot.memory_mib + mib(sizes.sum());
+        let sizes = dimms(&qemu.ask("query-memory-devices", Value::Null).await?);
+        let now = self.boot.memory_mib + mib(sizes.iter().sum());
         let blocks = wish_mib.saturating_sub(now).div_ceil(BLOCK_MIB);
         let fitting = self.most.memory_mib.saturating_sub(now) / BLOCK_MIB;
         let added = blocks.min(fitting) * BLOCK_MIB;
         if added == 0 {
             return Ok(now);
         }
-        let number = devices.len();
+        let number = sizes.len();
         let (memory, dimm) = (format!("mem{number}"), format!("dimm{number}"));
         let (kind, shared) = match self.backing {
             MemoryBacking::SharedMemfd => ("memory-backend-memfd", true),
@@ -129,6 +125,14 @@ impl Room {
         qemu.ask("qom-set", property).await?;
         Ok(self.boot.memory_mib + wanted)
     }
+}
+
+/// The sizes of the DIMMs among memory devices, bytes. An image is such a device, too, but no memory for the guest to take.
+fn dimms(answer: &Value) -> Vec<u64> {
+    let devices = answer.as_array().into_iter().flatten();
+    let is_dimm = |device: &&Value| device.get("type").and_then(Value::as_str) == Some("dimm");
+    let size = |device: &Value| device.pointer("/data/size")?.as_u64();
+    devices.filter(is_dimm).filter_map(size).collect()
 }
 
 /// A place for a CPU.
@@ -186,6 +190,16 @@ fn mib(bytes: u64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_image_is_no_memory() {
+        let answer = json!([
+            {"type": "virtio-pmem", "data": {"memdev": "/objects/image", "memaddr": 0x1_3000_0000_u64, "size": 0xa0_0000}},
+            {"type": "dimm", "data": {"id": "dimm0", "addr": 0x1_0000_0000_u64, "size": 0x1000_0000, "slot": 0, "node": 0}}
+        ]);
+        assert_eq!(dimms(&answer), [0x1000_0000]);
+        assert!(dimms(&Value::Null).is_empty());
+    }
 
     #[test]
     fn slots_are_ordered_by_their_position() {
