@@ -72,12 +72,21 @@ impl Groups {
 
     /// Puts this process where it starts `part`: children begin where their parent is.
     pub fn enter(&self, part: Part) {
+        self.put(part, "0");
+    }
+
+    /// Puts a process that was started before these cgroups were made where it would have been started.
+    pub fn take(&self, part: Part, pid: u32) {
+        self.put(part, &pid.to_string());
+    }
+
+    fn put(&self, part: Part, pid: &str) {
         for place in &self.places {
             let directory = match part {
                 Part::Rest => &place.rest,
                 Part::Vmm => &place.vmm,
             };
-            warn(directory, write(directory, "cgroup.procs", "0"));
+            warn(directory, write(directory, "cgroup.procs", pid));
         }
     }
 

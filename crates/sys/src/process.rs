@@ -26,6 +26,22 @@ pub fn start_ticks(pid: u32) -> io::Result<u64> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat: {stat}")))
 }
 
+/// The processes that `pid` has started and that run, and theirs.
+pub fn descendants(pid: u32) -> Vec<u32> {
+    let mut found = Vec::new();
+    let mut asked = vec![pid];
+    while let Some(pid) = asked.pop() {
+        // Who has ended has none.
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task"));
+        for thread in threads.into_iter().flatten().flatten() {
+            let children = std::fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+            asked.extend(children.split_whitespace().filter_map(|child| child.parse::<u32>().ok()));
+        }
+        found.push(pid);
+    }
+    found.split_off(1)
+}
+
 /// A handle on a process that stays its own, whatever happens to the pid.
 #[derive(Debug)]
 pub struct PidFd(OwnedFd);

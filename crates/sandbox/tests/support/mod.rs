@@ -88,6 +88,7 @@ impl Lab {
             }]),
             events: sender,
             maker: None,
+            spare: None,
             faults: faults.clone(),
         });
         Self {
