@@ -68,7 +68,10 @@ fn name(plan: &TemplatePlan, config: &Config, vmm: &dyn Vmm) -> Result<String, S
     let mut machine = vmm.recipe(&plan.machine)?;
     machine.push(serde_json::to_string(&plan.share).unwrap_or_default());
     machine.push(format!("clone: {}", config.factory.enable_template));
-    let recipe = Recipe::new(template::BUILD, machine, &plan.made_of);
+    // A process of another program than the pod's would be another sandbox process.
+    let mut made_of = plan.made_of.clone();
+    made_of.push("/proc/self/exe".into());
+    let recipe = Recipe::new(template::BUILD, machine, &made_of);
     let recipe = recipe.map_err(|(path, source)| SandboxError::Host {
         act: "look at",
         path,
