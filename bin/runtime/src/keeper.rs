@@ -37,7 +37,8 @@ pub fn fill(config: &Config, globals: &Globals) -> Result<Status> {
         start(config, globals, &home)?;
     }
     let endpoint = &config.factory.vm_cache_endpoint;
-    let keeper = cache::connect(endpoint).with_context(|| format!("cannot reach the cache at {}", endpoint.display()))?;
+    let keeper =
+        cache::connect(endpoint).with_context(|| format!("cannot reach the cache at {}", endpoint.display()))?;
     // One at a time; each may take as long as a boot, and a template.
     let limit = 3 * config.agent_answer_limit() * (config.factory.vm_cache_number + 1);
     let status = talk(&keeper, &Request::Fill, limit)?;
@@ -135,7 +136,9 @@ fn start_process(globals: &Globals, home: &Home, record: Record, listener: &Unix
         .stdout(log.try_clone()?)
         .stderr(log);
     give_fds(&mut command, vec![(listener.as_raw_fd(), LISTENER_FD)]);
-    let child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
+    let child = command
+        .spawn()
+        .with_context(|| format!("cannot start {}", program.display()))?;
     let sandbox = Some(Mark::of(child.id()).context("the keeper of the cache ended at once")?);
     Ok(home.write(&Record { sandbox, ..record })?)
 }

@@ -50,7 +50,9 @@ fn all(mounts: &str, own: &str) -> Vec<PathBuf> {
     const UNIFIED: &str = "(unified)";
     let names = own.lines().filter_map(|line| line.split(':').nth(1));
     let names: Vec<&str> = names.flat_map(|names| names.split(',')).collect();
-    let found = parse(mounts, own, &|word| word == UNIFIED || names.contains(&word), |_| UNIFIED.to_owned());
+    let found = parse(mounts, own, &|word| word == UNIFIED || names.contains(&word), |_| {
+        UNIFIED.to_owned()
+    });
     found.into_iter().map(|one| one.root.join(one.own)).collect()
 }
 
@@ -66,7 +68,12 @@ impl Hierarchy {
 }
 
 /// `unified` reads the controllers of a version 2 hierarchy, which its mount does not name.
-fn parse(mounts: &str, own: &str, is_wanted: &dyn Fn(&str) -> bool, unified: impl Fn(&Path) -> String) -> Vec<Hierarchy> {
+fn parse(
+    mounts: &str,
+    own: &str,
+    is_wanted: &dyn Fn(&str) -> bool,
+    unified: impl Fn(&Path) -> String,
+) -> Vec<Hierarchy> {
     let mut found: Vec<Hierarchy> = Vec::new();
     for line in mounts.lines() {
         let Some((before, after)) = line.split_once(" - ") else {
@@ -173,17 +180,19 @@ mod tests {
     }
 
     fn told(mounts: &str, own: &str) -> Vec<String> {
-        parse(mounts, own, &|word| WANTED.contains(&word), |_| "cpuset cpu io memory hugetlb pids".to_owned())
-            .into_iter()
-            .map(|found| {
-                format!(
-                    "{} {} {}",
-                    found.root.display(),
-                    found.controllers.join(","),
-                    found.own.display()
-                )
-            })
-            .collect()
+        parse(mounts, own, &|word| WANTED.contains(&word), |_| {
+            "cpuset cpu io memory hugetlb pids".to_owned()
+        })
+        .into_iter()
+        .map(|found| {
+            format!(
+                "{} {} {}",
+                found.root.display(),
+                found.controllers.join(","),
+                found.own.display()
+            )
+        })
+        .collect()
     }
 
     #[test]

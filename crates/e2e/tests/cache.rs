@@ -44,7 +44,9 @@ fn await_full(lab: &Lab, count: usize) -> Vec<u32> {
 /// The directory of the sandbox of this id.
 #[track_caller]
 fn home(lab: &Lab, id: &str) -> (std::path::PathBuf, Value) {
-    let homes = std::fs::read_dir(lab.outside("/run/kata")).expect("/run/kata").flatten();
+    let homes = std::fs::read_dir(lab.outside("/run/kata"))
+        .expect("/run/kata")
+        .flatten();
     let mut its = homes.filter_map(|home| {
         let record = std::fs::read(home.path().join("record.json")).ok()?;
         let record: Value = serde_json::from_slice(&record).ok()?;
@@ -90,7 +92,13 @@ fn a_pod_takes_a_machine_that_waits() {
     let lab = &Lab::configured("[factory]\nvm_cache_number = 1\n");
     let runtime = runtime(lab);
     let containerd = Containerd::start(lab);
-    lab.command("sh").args(["-c", "mkdir -p /run/kata /run/vc/vm"]).run().ok();
+    lab.command("bash")
+        .args([
+            "-c",
+            "mkdir -p /run/kata /run/vc/vm /sys/fs/cgroup/{cpu,cpuacct,cpuset}/kata_overhead",
+        ])
+        .run()
+        .ok();
     let before = Snapshot::take(lab);
     factory(lab, "status").ok().stdout("vm cache is off\n");
     factory(lab, "destroy").ok().stdout("vm factory destroyed\n");
@@ -108,12 +116,20 @@ fn a_pod_takes_a_machine_that_waits() {
     assert_eq!(first, [sandbox(lab, "pod")], "{}", log(lab, "pod"));
     assert_eq!(warnings(&log(lab, "pod")), [] as [&str; 0]);
     runtime.begin(
-        &pod::member(lab, "web", "pod", "echo served >/index.html; httpd -f -p 10.98.0.2:80 -h /"),
+        &pod::member(
+            lab,
+            "web",
+            "pod",
+            "echo served >/index.html; httpd -f -p 10.98.0.2:80 -h /",
+        ),
         "web",
     );
     // Mounted after the process began to wait, in a directory that it does not see change.
     lab.command("sh")
-        .args(["-c", "mkdir /run/late; mount -t tmpfs late /run/late; echo late >/run/late/file"])
+        .args([
+            "-c",
+            "mkdir /run/late; mount -t tmpfs late /run/late; echo late >/run/late/file",
+        ])
         .run()
         .ok();
     let side = pod::member(lab, "side", "pod", "sleep 1000").mount("/data", "bind", &data, &["rbind", "rw"]);
@@ -127,16 +143,29 @@ fn a_pod_takes_a_machine_that_waits() {
     for part in ["mtu 1400", "02:98:00:00:00:02", "inet 10.98.0.2/24"] {
         assert!(link.contains(part), "{part} in {link}");
     }
-    let said = inside(lab, "side", "hostname; cat /data/from-outside /late/file; echo answer >/data/answer");
+    let said = inside(
+        lab,
+        "side",
+        "hostname; cat /data/from-outside /late/file; echo answer >/data/answer",
+    );
     assert_eq!(said, "the-pod\nhello\nlate");
-    assert_eq!(std::fs::read_to_string(data.join("answer")).expect("written"), "answer\n");
+    assert_eq!(
+        std::fs::read_to_string(data.join("answer")).expect("written"),
+        "answer\n"
+    );
     let total = inside(lab, "side", "awk '/MemTotal/ { print $2 }' /proc/meminfo");
-    assert!(total.parse::<u32>().expect("KiB") > 400 << 10, "it has grown: {total} KiB");
+    assert!(
+        total.parse::<u32>().expect("KiB") > 400 << 10,
+        "it has grown: {total} KiB"
+    );
 
     // Another follows, and containerd takes it in the same way.
     let second = await_full(lab, 1);
     assert_ne!(first, second);
-    containerd.run(Kind::Kata, &["-d"], "ctr", &["sleep", "1000"]).run().ok();
+    containerd
+        .run(Kind::Kata, &["-d"], "ctr", &["sleep", "1000"])
+        .run()
+        .ok();
     assert_eq!(second, [sandbox(lab, "ctr")], "{}", log(lab, "ctr"));
     let cgroups = |pid: u32| std::fs::read_to_string(lab.outside(format!("/proc/{pid}/cgroup"))).expect("cgroups");
     let its = cgroups(second[0]);
@@ -163,17 +192,26 @@ fn a_pod_takes_a_machine_that_waits() {
         runtime.delete_force(id).ok();
     }
     lab.command("sh")
-        .args(["-c", "umount /run/late; rmdir /run/late; ip netns del pod; ip link del br0"])
+        .args([
+            "-c",
+            "umount /run/late; rmdir /run/late; ip netns del pod; ip link del br0",
+        ])
         .run()
         .ok();
-    before.expect_nothing_more_but(lab, "the cache and its pods", &["/e2e", "/run/e2e-"]);
+    before.expect_nothing_more_but(lab, "the cache and its pods", &["/e2e", "/run/e2e-", "/run/containerd"]);
 }
 
 #[test]
 fn those_that_nobody_takes_are_replaced_or_leave_nothing() {
     const CONFIGURATION: &str = "[factory]\nenable_template = true\nvm_cache_number = 2\n";
     let lab = &Lab::configured(CONFIGURATION);
-    lab.command("sh").args(["-c", "mkdir -p /run/kata /run/vc/vm"]).run().ok();
+    lab.command("bash")
+        .args([
+            "-c",
+            "mkdir -p /run/kata /run/vc/vm /sys/fs/cgroup/{cpu,cpuacct,cpuset}/kata_overhead",
+        ])
+        .run()
+        .ok();
     let before = Snapshot::take(lab);
     factory(lab, "init").ok().says("vm cache: 2 of 2 ready, pids ");
     let waiting = ready(lab);
@@ -198,7 +236,9 @@ fn those_that_nobody_takes_are_replaced_or_leave_nothing() {
     runtime(lab).delete_force("b").ok();
 
     // The process is killed, then the machine of another.
-    let [killed, other] = await_full(lab, 2)[..] else { panic!("two") };
+    let [killed, other] = await_full(lab, 2)[..] else {
+        panic!("two")
+    };
     lab.kill(killed);
     wait::until("it is replaced", REFILL, || {
         let now = ready(lab);
@@ -206,7 +246,10 @@ fn those_that_nobody_takes_are_replaced_or_leave_nothing() {
     });
     let its_parent = |pid: u32| {
         let stat = std::fs::read_to_string(lab.outside(format!("/proc/{pid}/stat"))).unwrap_or_default();
-        let rest = stat.rsplit_once(") ").map(|(_, rest)| rest.to_owned()).unwrap_or_default();
+        let rest = stat
+            .rsplit_once(") ")
+            .map(|(_, rest)| rest.to_owned())
+            .unwrap_or_default();
         rest.split(' ').nth(1).and_then(|parent| parent.parse::<u32>().ok())
     };
     let vmm = vmms().into_iter().find(|(pid, _)| its_parent(*pid) == Some(other));
@@ -218,11 +261,16 @@ fn those_that_nobody_takes_are_replaced_or_leave_nothing() {
 
     // What is of another configuration is not taken, and replaced.
     let outdated = ready(lab);
-    configure(lab, &format!("{CONFIGURATION}[hypervisor.qemu]\ndefault_memory = 230\n"));
+    configure(
+        lab,
+        &format!("{CONFIGURATION}[hypervisor.qemu]\ndefault_memory = 230\n"),
+    );
     let own = begin(lab, "changed");
     let log_of_it = log(lab, "changed");
     assert!(!outdated.contains(&own), "{log_of_it}");
-    let [warning] = &warnings(&log_of_it)[..] else { panic!("one warning: {log_of_it}") };
+    let [warning] = &warnings(&log_of_it)[..] else {
+        panic!("one warning: {log_of_it}")
+    };
     assert!(warning.contains("no machine of the cache"), "{warning}");
     runtime(lab).delete_force("changed").ok();
     wait::until("others wait", REFILL, || {
@@ -230,17 +278,21 @@ fn those_that_nobody_takes_are_replaced_or_leave_nothing() {
         now.len() == 2 && now.iter().all(|pid| !outdated.contains(pid))
     });
     let taken = begin(lab, "fits");
-    assert!(log(lab, "fits").contains("taken out of the cache"), "{}", log(lab, "fits"));
+    assert!(
+        log(lab, "fits").contains("taken out of the cache"),
+        "{}",
+        log(lab, "fits")
+    );
     let total = inside(lab, "fits", "awk '/MemTotal/ { print $2 }' /proc/meminfo");
     assert!(total.parse::<u32>().expect("KiB") < 230 << 10, "{total} KiB");
 
     // With the keeper end those who wait, and those who were taken live on.
     await_full(lab, 2);
-    let keeper = pids::all(lab).into_iter().find(|process| process.line.ends_with(" keep"));
+    let keeper = pids::all(lab)
+        .into_iter()
+        .find(|process| process.line.ends_with(" keep"));
     lab.kill(keeper.expect("the keeper").pid);
-    wait::until("nobody waits", Duration::from_secs(10), || {
-        vmms().len() == 2
-    });
+    wait::until("nobody waits", Duration::from_secs(10), || vmms().len() == 2);
     assert_eq!(sandbox(lab, "fits"), taken);
     assert_eq!(inside(lab, "fits", "echo sound"), "sound");
     factory(lab, "status").ok().says("vm cache is off\n");
@@ -255,8 +307,13 @@ fn those_that_nobody_takes_are_replaced_or_leave_nothing() {
     before.expect_nothing_more_but(lab, "all of it", &["/e2e", "/run/e2e-oci"]);
 
     // One that cannot be started says why, and is no reason for a pod not to boot.
-    configure(lab, "[factory]\nvm_cache_number = 1\n[hypervisor.qemu]\npath = \"/bin/false\"\n");
-    factory(lab, "init").failed().complains("no machine waits in the cache: ");
+    configure(
+        lab,
+        "[factory]\nvm_cache_number = 1\n[hypervisor.qemu]\npath = \"/bin/false\"\n",
+    );
+    factory(lab, "init")
+        .failed()
+        .complains("no machine waits in the cache: ");
     factory(lab, "status").ok().says("vm cache: 0 of 1 ready");
     factory(lab, "destroy").ok();
     before.expect_nothing_more_but(lab, "a cache that could not be filled", &["/e2e", "/run/e2e-oci"]);

@@ -101,7 +101,11 @@ pub fn pod(id: &str, bundle: &Bundle, config: &Config, facts: &Facts) -> Result<
             Some(template)
         }
         Some(Err(why)) => {
-            let without = if facts.has_spare { "the machine that waits" } else { "a template" };
+            let without = if facts.has_spare {
+                "the machine that waits"
+            } else {
+                "a template"
+            };
             notes.push(format!("start: a boot, without {without}: {why}"));
             None
         }

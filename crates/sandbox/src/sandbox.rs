@@ -23,8 +23,8 @@ use crate::hooks::HostHooks;
 use crate::lifecycle::{ExitStatus, Phase, Pod, Refusal};
 use crate::network::{PodNamespace, PodNetwork};
 use crate::record::{Home, Mark, Record};
-use crate::stdio::{Client, Copying, HostStdio, Stdio};
 use crate::spare::Spare;
+use crate::stdio::{Client, Copying, HostStdio, Stdio};
 use crate::step::{Faults, Steps};
 use crate::timeline::Timeline;
 

@@ -371,9 +371,6 @@ impl Sandbox {
 
 /// What a spare that fell while it waited leads to. An agent that refuses is sound.
 fn may_be_spares(error: &SandboxError) -> bool {
-    let is_silent = matches!(
-        error,
-        SandboxError::Agent(AgentError::Lost | AgentError::Silent { .. })
-    );
+    let is_silent = matches!(error, SandboxError::Agent(AgentError::Lost | AgentError::Silent { .. }));
     is_silent || may_be_templates(error)
 }

@@ -35,7 +35,11 @@ pub fn descendants(pid: u32) -> Vec<u32> {
         let threads = std::fs::read_dir(format!("/proc/{pid}/task"));
         for thread in threads.into_iter().flatten().flatten() {
             let children = std::fs::read_to_string(thread.path().join("children")).unwrap_or_default();
-            asked.extend(children.split_whitespace().filter_map(|child| child.parse::<u32>().ok()));
+            asked.extend(
+                children
+                    .split_whitespace()
+                    .filter_map(|child| child.parse::<u32>().ok()),
+            );
         }
         found.push(pid);
     }

@@ -53,7 +53,9 @@ pub fn keep(flags: &Flags) -> Result<()> {
     if let Some(endpoint) = endpoint {
         let _ = std::fs::remove_file(endpoint);
     }
-    cache::keeper_home().remove().context("cannot remove the keeper's directory")?;
+    cache::keeper_home()
+        .remove()
+        .context("cannot remove the keeper's directory")?;
     done
 }
 
@@ -199,17 +201,25 @@ impl Keeper {
             }
         }
         if outdated > 0 {
-            tracing::warn!("{outdated} machines that wait are of another configuration, kernel or agent; others follow");
+            tracing::warn!(
+                "{outdated} machines that wait are of another configuration, kernel or agent; others follow"
+            );
         }
         self.recipe = Some(recipe);
         let surplus = self.count().saturating_sub(wanted as usize);
-        let ready = self.spares.values_mut().filter(|waiting| matches!(waiting.stage, Stage::Ready(_)));
+        let ready = self
+            .spares
+            .values_mut()
+            .filter(|waiting| matches!(waiting.stage, Stage::Ready(_)));
         ready.take(surplus).for_each(Waiting::dismiss);
     }
 
     /// Those who wait, or will.
     fn count(&self) -> usize {
-        self.spares.values().filter(|waiting| !matches!(waiting.stage, Stage::Ending)).count()
+        self.spares
+            .values()
+            .filter(|waiting| !matches!(waiting.stage, Stage::Ending))
+            .count()
     }
 
     fn pids(&self, is: impl Fn(&Stage) -> bool) -> Vec<u32> {
@@ -227,7 +237,10 @@ impl Keeper {
     }
 
     fn refill(&mut self) {
-        let is_starting = self.spares.values().any(|waiting| matches!(waiting.stage, Stage::Starting));
+        let is_starting = self
+            .spares
+            .values()
+            .any(|waiting| matches!(waiting.stage, Stage::Starting));
         if is_starting || self.pause.is_some() && self.trouble.is_some() || self.count() >= self.wanted as usize {
             return;
         }
@@ -277,7 +290,9 @@ impl Keeper {
             }
             News::Reported(number, report) => self.note(number, report),
             News::Ended(number) => {
-                let Some(waiting) = self.spares.remove(&number) else { return };
+                let Some(waiting) = self.spares.remove(&number) else {
+                    return;
+                };
                 waiting.clear_up();
                 if matches!(waiting.stage, Stage::Starting) {
                     self.fail("the process ended early".into());
@@ -288,7 +303,9 @@ impl Keeper {
     }
 
     fn note(&mut self, number: u64, report: Report) {
-        let Some(waiting) = self.spares.get_mut(&number) else { return };
+        let Some(waiting) = self.spares.get_mut(&number) else {
+            return;
+        };
         match report {
             Report::Ready(recipe) => {
                 waiting.stage = Stage::Ready(recipe);
@@ -310,7 +327,9 @@ impl Keeper {
     /// Passes the connection on to one that waits; or what is to be answered.
     fn lend(&mut self, taker: &UnixStream, recipe: &str, standpoint: &Standpoint) -> Result<(), Answer> {
         if *standpoint != self.standpoint {
-            return Err(Answer::Misfit("it is kept in other namespaces than the engine's".into()));
+            return Err(Answer::Misfit(
+                "it is kept in other namespaces than the engine's".into(),
+            ));
         }
         let fits = |waiting: &&mut Waiting| matches!(&waiting.stage, Stage::Ready(its) if its == recipe);
         while let Some(waiting) = self.spares.values_mut().find(fits) {
@@ -338,12 +357,18 @@ impl Keeper {
     /// Has all end who were not taken. Who is being taken is waited for.
     async fn end(mut self, happened: &mut mpsc::UnboundedReceiver<News>) {
         // These would first finish what they have begun.
-        let starting = self.spares.values().filter(|waiting| matches!(waiting.stage, Stage::Starting));
+        let starting = self
+            .spares
+            .values()
+            .filter(|waiting| matches!(waiting.stage, Stage::Starting));
         starting.for_each(Waiting::clear_up);
         let is_lent = |waiting: &Waiting| matches!(waiting.stage, Stage::Lent(_));
         let finished = async {
             while !self.spares.is_empty() {
-                self.spares.values_mut().filter(|waiting| !is_lent(waiting)).for_each(Waiting::dismiss);
+                self.spares
+                    .values_mut()
+                    .filter(|waiting| !is_lent(waiting))
+                    .for_each(Waiting::dismiss);
                 match happened.recv().await {
                     Some(News::Reported(number, report)) => self.note(number, report),
                     Some(News::Ended(number)) => {
@@ -382,7 +407,8 @@ fn recipe(config: &Config) -> Result<String> {
 fn start(number: u64, config: Option<&PathBuf>, news: &mpsc::UnboundedSender<News>) -> Result<Waiting> {
     let home = cache::spare_home(std::process::id(), number);
     let record = Record::new("spare".into(), String::new(), "/".into());
-    home.create(&record).with_context(|| format!("cannot make {}", home.path().display()))?;
+    home.create(&record)
+        .with_context(|| format!("cannot make {}", home.path().display()))?;
     start_in(&home, record, number, config, news).inspect_err(|_| {
         let _ = recover::clean(&home);
     })
@@ -409,7 +435,9 @@ fn start_in(
         .stderr(log);
     give_fds(&mut command, vec![(theirs.as_raw_fd(), CONTROL_FD)]);
     die_with_parent(&mut command);
-    let mut child = Command::from(command).spawn().context("cannot start a process that waits")?;
+    let mut child = Command::from(command)
+        .spawn()
+        .context("cannot start a process that waits")?;
     drop(theirs);
     let pid = child.id().context("the process ended at once")?;
     home.write(&Record {

@@ -22,8 +22,8 @@ use tokio::io::Interest;
 use tokio::net::UnixStream as AsyncStream;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::drivers;
 use crate::cache::{CONTROL_FD, Handover, Report, TALK_LIMIT, Taken};
+use crate::drivers;
 use crate::flags::Flags;
 use crate::log::Log;
 use crate::serve::{Beginning, configuration, serve};
@@ -148,13 +148,7 @@ fn negotiate(taker: OwnedFd, home: &mut Home, spare: &Spare) -> Result<Option<(H
 }
 
 /// Makes the taker's directory its own, and answers.
-fn move_in(
-    taker: &UnixStream,
-    handover: &Handover,
-    me: Mark,
-    home: &mut Home,
-    spare: &Spare,
-) -> Result<UnixListener> {
+fn move_in(taker: &UnixStream, handover: &Handover, me: Mark, home: &mut Home, spare: &Spare) -> Result<UnixListener> {
     // Under its old name; it moves with the directory.
     let listener = UnixListener::bind(home.task_socket()).context("cannot listen")?;
     home.write(&Record {
