@@ -12,11 +12,11 @@ use std::time::{Duration, Instant};
 
 use kata_agent_client::{Agent, AgentError, connect};
 use kata_cgroup::{Groups, Part};
-use kata_config::Config;
+use kata_config::{Config, Internetworking};
 use kata_factory::Recipe;
 use kata_machine::{Machine, Template, Vmm};
 use kata_net::namespace as network_namespace;
-use kata_plan::{Facts, PodPlan, SharePlan, TemplatePlan};
+use kata_plan::{Facts, PlanError, PodPlan, SharePlan, TemplatePlan};
 use kata_storage::namespace;
 use kata_storage::origin::Origin;
 use kata_storage::share::FileServer;
@@ -59,8 +59,20 @@ pub struct Spare {
 /// # Errors
 /// [`SandboxError`] for a machine that cannot be planned, or not be the same for all pods.
 pub fn recipe(config: &Config, vmm: &dyn Vmm) -> Result<String, SandboxError> {
+    check(config)?;
     let plan = kata_plan::template(config, &survey::host(config)?)?;
     name(&plan, config, vmm)
+}
+
+/// No machine of such a configuration would fit any pod.
+fn check(config: &Config) -> Result<(), PlanError> {
+    match config.runtime.internetworking_model {
+        Internetworking::Macvtap => Err(PlanError::Unsupported {
+            what: "internetworking_model = \"macvtap\" for machines that wait (a macvtap cannot be made before its link is there)"
+                .into(),
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// Unlike a template's, with the file server, which runs already.
@@ -87,6 +99,7 @@ impl Spare {
     /// # Errors
     /// See [`SandboxError`]; nothing is left then.
     pub async fn start(needs: &Needs<'_>) -> Result<Self, SandboxError> {
+        check(needs.config)?;
         let look = || survey::host(needs.config);
         let facts = needs.origin.visit(look);
         let facts = facts.map_err(|source| SandboxError::Origin { source })??;
@@ -100,13 +113,20 @@ impl Spare {
         };
         let chosen = templates.choose(&wanted).await;
         // The same machine, with its things in the spare's own directory.
-        let own = kata_plan::template(
+        let mut own = kata_plan::template(
             needs.config,
             &Facts {
                 template_dir: needs.home.path().to_owned(),
                 ..facts
             },
         )?;
+        own.machine.id = needs
+            .home
+            .path()
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         enter_with_taps(&own)?;
         let share = needs.home.share();
         let failed = |act: &'static str, path: &Path| {

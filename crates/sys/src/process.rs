@@ -229,6 +229,26 @@ mod tests {
     }
 
     #[test]
+    fn children_of_children_are_found() {
+        use std::io::Read;
+        use std::process::{Command, Stdio};
+        let script = "sleep 100 & echo $!; wait";
+        let mut child = Command::new("sh");
+        let mut child = child.args(["-c", script]).stdout(Stdio::piped()).spawn().expect("sh");
+        let mut line = [0; 16];
+        let length = child.stdout.take().expect("piped").read(&mut line).expect("a pid");
+        let grandchild = String::from_utf8_lossy(&line[..length])
+            .trim()
+            .parse::<u32>()
+            .expect("a pid");
+        let found = descendants(std::process::id());
+        assert!(found.contains(&child.id()) && found.contains(&grandchild), "{found:?}");
+        assert_eq!(descendants(child.id()), [grandchild]);
+        crate::child::signal(grandchild, 9).expect("killed");
+        child.wait().expect("reaped");
+    }
+
+    #[test]
     fn a_pidfd_kills_and_sees_the_end() {
         let mut child = std::process::Command::new("sleep").arg("100").spawn().expect("sleep");
         let fd = PidFd::open(child.id()).expect("open");

@@ -190,7 +190,7 @@ impl Keeper {
             .and_then(|(config, _)| Ok((config.factory.vm_cache_number, recipe(&config)?)));
         let (wanted, recipe) = match looked {
             Ok(looked) => looked,
-            Err(error) => return tracing::warn!("the cache stays as it is: {error:#}"),
+            Err(error) => return self.refuse(format!("{error:#}")),
         };
         self.wanted = wanted;
         let mut outdated = 0;
@@ -212,6 +212,12 @@ impl Keeper {
             .values_mut()
             .filter(|waiting| matches!(waiting.stage, Stage::Ready(_)));
         ready.take(surplus).for_each(Waiting::dismiss);
+    }
+
+    /// Nobody can be started of what is configured now.
+    fn refuse(&mut self, why: String) {
+        tracing::warn!("the cache stays as it is: {why}");
+        self.trouble = Some(why);
     }
 
     /// Those who wait, or will.
