@@ -1,6 +1,7 @@
 //! `wait`: a sandbox process that has a machine before it has a pod. It belongs to the keeper and ends with it, until it is taken;
 //! from then on it is as any other.
 
+use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -37,7 +38,7 @@ pub fn wait(flags: &Flags, log: &Log) -> Result<()> {
     let place = flags.place.clone().context("-place is missing")?;
     nix::unistd::setsid().context("setsid")?;
     umask(Mode::from_bits_truncate(0o022));
-    let network = std::fs::File::open("/proc/thread-self/ns/net").context("/proc/thread-self/ns/net")?;
+    let network = File::open("/proc/thread-self/ns/net").context("/proc/thread-self/ns/net")?;
     let origin = namespace::enter().context("cannot make a mount namespace of its own")?;
     let mut home = Home::at(place);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -54,8 +55,13 @@ pub fn wait(flags: &Flags, log: &Log) -> Result<()> {
                 return other.map(drop);
             }
         };
-        setns(network, CloneFlags::CLONE_NEWNET).context("cannot return to the engine's network namespace")?;
-        become_sandbox(handover, listener, home.clone(), origin, spare, log).await
+        match go_to(&handover, network, origin, log) {
+            Ok(origin) => serve(beginning(handover, listener, home.clone(), origin, spare)).await,
+            Err(error) => {
+                spare.end(&home).await;
+                Err(error)
+            }
+        }
     });
     home.remove().context("cannot remove the sandbox's directory")?;
     done
@@ -168,22 +174,21 @@ fn move_in(taker: &UnixStream, handover: &Handover, me: Mark, home: &mut Home, s
     Ok(listener)
 }
 
-async fn become_sandbox(
-    handover: Handover,
-    listener: UnixListener,
-    home: Home,
-    origin: Origin,
-    spare: Spare,
-    log: &Log,
-) -> Result<()> {
-    let Handover { record, .. } = handover;
-    let origin = origin.in_directory(&record.bundle);
-    let origin = origin.with_context(|| format!("cannot enter the bundle {}", record.bundle.display()))?;
-    let _ = origin.visit(|| log.follow(&record.bundle));
+/// Goes where a process would be that the taker has started; answers the engine's side of the host.
+fn go_to(handover: &Handover, network: File, origin: Origin, log: &Log) -> Result<Origin> {
+    setns(network, CloneFlags::CLONE_NEWNET).context("cannot return to the engine's network namespace")?;
+    let Record { id, bundle, .. } = &handover.record;
+    let origin = origin.in_directory(bundle);
+    let origin = origin.with_context(|| format!("cannot enter the bundle {}", bundle.display()))?;
+    origin.visit(|| log.follow(bundle))?;
     log.select(&handover.log);
-    tracing::info!(id = record.id, "taken out of the cache");
-    let beginning = Beginning {
-        namespace: record.namespace,
+    tracing::info!(id, "taken out of the cache");
+    Ok(origin)
+}
+
+fn beginning(handover: Handover, listener: UnixListener, home: Home, origin: Origin, spare: Spare) -> Beginning {
+    Beginning {
+        namespace: handover.record.namespace,
         home,
         config: handover.config,
         options_config: handover.options_config,
@@ -191,6 +196,5 @@ async fn become_sandbox(
         listener,
         origin,
         spare: Some(spare),
-    };
-    serve(beginning).await
+    }
 }
