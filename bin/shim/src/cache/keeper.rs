@@ -5,29 +5,25 @@
 //! their directories.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener as StdListener;
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use kata_config::Config;
-use kata_sandbox::cache::{self, Answer, Heard, Request, Standpoint, Status};
-use kata_sandbox::record::{Home, Mark, Record};
-use kata_sandbox::{describe, recover, spare};
+use kata_sandbox::cache::{self, Answer, Request, Standpoint, Status};
+use kata_sandbox::{describe, spare};
 use kata_sys::passing;
-use kata_sys::process::{die_with_parent, give_fds, take_fd};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use kata_sys::process::take_fd;
+use tokio::io::AsyncWriteExt;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::cache::{CONTROL_FD, Report, TALK_LIMIT};
+use crate::cache::waiting::{self, Stage, Waiting};
+use crate::cache::{Report, TALK_LIMIT};
 use crate::drivers;
 use crate::flags::Flags;
 use crate::serve::{LISTENER_FD, configuration};
@@ -93,7 +89,7 @@ async fn serve(flags: &Flags, listener: StdListener) -> Result<()> {
 }
 
 /// What the keeper hears.
-enum News {
+pub enum News {
     /// Somebody asks.
     Asked(UnixStream, Request),
     /// One of those who wait, by its number, reports.
@@ -123,20 +119,10 @@ async fn take_requests(listener: UnixListener, news: mpsc::UnboundedSender<News>
         let news = news.clone();
         tokio::spawn(async move {
             let mut stream = stream;
-            if let Ok(Ok(request)) = timeout(TALK_LIMIT, hear(&mut stream)).await {
+            if let Ok(Ok(request)) = timeout(TALK_LIMIT, waiting::hear(&mut stream)).await {
                 let _ = news.send(News::Asked(stream, request));
             }
         });
-    }
-}
-
-async fn hear<T: serde::de::DeserializeOwned>(stream: &mut UnixStream) -> std::io::Result<T> {
-    let (mut heard, mut block) = (Heard::default(), [0; 4096]);
-    loop {
-        let length = stream.read(&mut block).await?;
-        if let Some(message) = heard.add(&block[..length])? {
-            return Ok(message);
-        }
     }
 }
 
@@ -145,24 +131,6 @@ async fn answer(mut stream: UnixStream, answer: &Answer) {
         // Who has gone away needs none.
         let _ = timeout(TALK_LIMIT, stream.write_all(&line)).await;
     }
-}
-
-/// One that waits, or is about to.
-struct Waiting {
-    home: Home,
-    pid: u32,
-    /// The keeper's end of its control socket; closed, it ends.
-    control: std::os::unix::net::UnixStream,
-    stage: Stage,
-}
-
-enum Stage {
-    Starting,
-    Ready(String),
-    /// It is speaking with somebody who may take it.
-    Lent(String),
-    /// It was told to end.
-    Ending,
 }
 
 struct Keeper {
@@ -251,7 +219,7 @@ impl Keeper {
             return;
         }
         self.started += 1;
-        match start(self.started, self.config_file.as_ref(), &self.news) {
+        match waiting::start(self.started, self.config_file.as_ref(), &self.news) {
             Ok(waiting) => drop(self.spares.insert(self.started, waiting)),
             Err(error) => self.fail(format!("{error:#}")),
         }
@@ -300,8 +268,8 @@ impl Keeper {
                     return;
                 };
                 waiting.clear_up();
-                if matches!(waiting.stage, Stage::Starting) {
-                    self.fail("the process ended early".into());
+                if matches!(waiting.stage, Stage::Starting | Stage::Ready(_)) {
+                    self.fail(format!("process {} has ended by itself", waiting.pid));
                 }
             }
             News::Again => self.trouble = None,
@@ -314,8 +282,13 @@ impl Keeper {
         };
         match report {
             Report::Ready(recipe) => {
+                let is_other = self.recipe.as_ref() != Some(&recipe);
                 waiting.stage = Stage::Ready(recipe);
                 (self.pause, self.trouble) = (None, None);
+                if is_other {
+                    // Something has changed since it was last looked at, before or after this one was started.
+                    self.look();
+                }
             }
             Report::Back => {
                 if let Stage::Lent(recipe) = &waiting.stage {
@@ -391,84 +364,6 @@ impl Keeper {
     }
 }
 
-impl Waiting {
-    fn dismiss(&mut self) {
-        self.stage = Stage::Ending;
-        let _ = self.control.shutdown(std::net::Shutdown::Both);
-    }
-
-    /// Removes what it has left, and ends it if need be.
-    fn clear_up(&self) {
-        if let Err(error) = recover::clean(&self.home) {
-            tracing::warn!("cannot clean up after a machine that waited: {}", describe(&error));
-        }
-    }
-}
-
 fn recipe(config: &Config) -> Result<String> {
     spare::recipe(config, &*drivers::driver(config)).map_err(|error| anyhow::anyhow!(describe(&error)))
-}
-
-/// Starts the `number`th.
-fn start(number: u64, config: Option<&PathBuf>, news: &mpsc::UnboundedSender<News>) -> Result<Waiting> {
-    let home = cache::spare_home(std::process::id(), number);
-    let record = Record::new("spare".into(), String::new(), "/".into());
-    home.create(&record)
-        .with_context(|| format!("cannot make {}", home.path().display()))?;
-    start_in(&home, record, number, config, news).inspect_err(|_| {
-        let _ = recover::clean(&home);
-    })
-}
-
-fn start_in(
-    home: &Home,
-    record: Record,
-    number: u64,
-    config: Option<&PathBuf>,
-    news: &mpsc::UnboundedSender<News>,
-) -> Result<Waiting> {
-    let (control, theirs) = std::os::unix::net::UnixStream::pair()?;
-    let log = File::create(home.log()).context("cannot make the log file")?;
-    // This very program, even if another has been installed in its place since.
-    let mut command = std::process::Command::new("/proc/self/exe");
-    command
-        .arg0(std::env::args_os().next().unwrap_or_default())
-        .arg(format!("-place={}", home.path().display()))
-        .args(config.map(|config| format!("-config={}", config.display())))
-        .arg(cache::SPARE_ACTION)
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log);
-    give_fds(&mut command, vec![(theirs.as_raw_fd(), CONTROL_FD)]);
-    die_with_parent(&mut command);
-    let mut child = Command::from(command)
-        .spawn()
-        .context("cannot start a process that waits")?;
-    drop(theirs);
-    let pid = child.id().context("the process ended at once")?;
-    home.write(&Record {
-        sandbox: Some(Mark::of(pid).context("the process ended at once")?),
-        ..record
-    })?;
-    control.set_nonblocking(true)?;
-    let mut reports = UnixStream::from_std(control.try_clone()?)?;
-    let news = news.clone();
-    tokio::spawn(async move {
-        listen(&mut reports, number, &news).await;
-        let _ = child.wait().await;
-        let _ = news.send(News::Ended(number));
-    });
-    Ok(Waiting {
-        home: home.clone(),
-        pid,
-        control,
-        stage: Stage::Starting,
-    })
-}
-
-/// Hears its reports until it says no more.
-async fn listen(reports: &mut UnixStream, number: u64, news: &mpsc::UnboundedSender<News>) {
-    while let Ok(report) = hear(reports).await {
-        let _ = news.send(News::Reported(number, report));
-    }
 }

@@ -1,11 +1,12 @@
 //! The cache of machines (`vm_cache_number`): sandbox processes that wait with a machine each for a pod to take them.
 //!
-//! `keeper` has them wait, `spare` is one that waits and then becomes a pod's sandbox process, `taker` is `start`, which takes one
+//! `keeper` has them wait (`waiting` is one of them to it), `spare` is one that waits and then becomes a pod's sandbox process, `taker` is `start`, which takes one
 //! instead of starting a process. What they say to each other is in [`kata_sandbox::cache`].
 
 mod keeper;
 mod spare;
 mod taker;
+mod waiting;
 
 use std::os::fd::RawFd;
 use std::path::PathBuf;
