@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use kata_e2e::bundle::Bundle;
 use kata_e2e::command::Outcome;
-use kata_e2e::containerd::Containerd;
+use kata_e2e::containerd::{Containerd, Release};
+use kata_e2e::cri::Cri;
 use kata_e2e::lab::Lab;
 use kata_e2e::leak::Snapshot;
 use kata_e2e::pids::{self, Part};
@@ -327,4 +328,23 @@ fn those_that_nobody_takes_are_replaced_or_leave_nothing() {
     factory(lab, "status").ok().says("vm cache: 0 of 1 ready");
     factory(lab, "destroy").ok();
     before.expect_nothing_more_but(lab, "a cache that could not be filled", &["/e2e", "/run/e2e-oci"]);
+}
+
+#[test]
+fn pods_of_kubernetes_take_them_by_either_api() {
+    let lab = &Lab::configured("[factory]\nenable_template = true\nvm_cache_number = 1\n");
+    let cri = Cri::start(lab, Release::V2);
+    factory(lab, "init").ok();
+    for handler in ["kata", "kata-pod"] {
+        let waiting = await_full(lab, 1);
+        let pod = cri.try_pod(handler, handler, |_| ()).expect("a pod");
+        assert_eq!(waiting, [sandbox(lab, pod.id())], "{}", log(lab, pod.id()));
+        assert!(warnings(&log(lab, pod.id())).is_empty(), "{}", log(lab, pod.id()));
+        let container = pod.run_container("one", &["sh", "-c", "hostname; exec sleep 1000"], |_| ());
+        container.sh("hostname").ok().stdout(&format!("{handler}\n"));
+        container.sh("ip -4 addr show eth0").ok().says(&pod.ip().to_string());
+        pod.stop();
+        pod.remove();
+    }
+    factory(lab, "destroy").ok();
 }
