@@ -203,11 +203,20 @@ pub fn remove(made: &[PathBuf]) -> bool {
     let mut empty = true;
     for directory in made.iter().rev() {
         match fs::remove_dir(directory) {
+            // Nobody in it, nothing below it, and busy: the last has left in between, or is about to.
+            Err(error) if error.raw_os_error() == Some(nix::libc::EBUSY) && !has_cgroups(directory) => empty = false,
             Err(error) if error.kind() != io::ErrorKind::NotFound => empty &= !has_processes(directory),
             _ => {}
         }
     }
     empty
+}
+
+fn has_cgroups(directory: &Path) -> bool {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries
+        .into_iter()
+        .any(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
 }
 
 fn has_processes(directory: &Path) -> bool {
