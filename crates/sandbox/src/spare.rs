@@ -22,10 +22,12 @@ use kata_storage::origin::Origin;
 use kata_storage::share::FileServer;
 use kata_sys::process::descendants;
 
-use crate::boot::{Serving, end_with, ended, ended_early, may_be_templates, set_up_request};
+use crate::boot::{ended_early, may_be_templates, set_up_request};
 use crate::error::{SandboxError, describe};
+use crate::expendable::{Expendable, ended, spare as treat_alike};
 use crate::record::{Home, Mark};
 use crate::sandbox::Sandbox;
+use crate::serving::{Serving, end_with};
 use crate::step::Steps;
 use crate::survey;
 use crate::template::{self, Templates, enter_with_taps};
@@ -168,7 +170,7 @@ impl Spare {
 
     /// Waits until its machine ends by itself; answers the last words.
     pub async fn ended(&self) -> String {
-        ended(&mut self.machine.exit()).await
+        ended(&mut self.machine.exit()).await.messages
     }
 
     /// Ends it. `home` is where its directory is now.
@@ -210,10 +212,17 @@ async fn launch(
         SharePlan::NineP { .. } => (None, None),
     };
     let launched = async {
-        let machine: Arc<dyn Machine> = Arc::from(match template {
-            Some(template) => needs.vmm.restore(&plan.machine, template).await?,
-            None => needs.vmm.boot(&plan.machine).await?,
-        });
+        // Nobody would miss it while it waits, and then it starts a pod.
+        let expendable = Expendable::begin();
+        let started = match template {
+            Some(template) => needs.vmm.restore(&plan.machine, template).await,
+            None => needs.vmm.boot(&plan.machine).await,
+        };
+        drop(expendable);
+        let machine: Arc<dyn Machine> = Arc::from(started?);
+        if let Err(error) = kata_ksm::kick() {
+            tracing::debug!(%error, "no throttler of KSM is told of the machine");
+        }
         let limit = needs.config.agent_answer_limit() / if template.is_some() { 3 } else { 1 };
         let mut exit = machine.exit();
         let reached = async {
@@ -225,7 +234,7 @@ async fn launch(
         };
         let reached = tokio::select! {
             reached = reached => reached,
-            messages = ended(&mut exit) => Err(ended_early(&*machine, messages)),
+            exit = ended(&mut exit) => Err(ended_early(&*machine, exit)),
         };
         let still = match reached {
             // It costs no time of the host's CPUs while it waits.
@@ -330,6 +339,9 @@ impl Sandbox {
         if let Some(server) = spare.serving.as_ref().and_then(|serving| serving.pid) {
             for pid in descendants(server).into_iter().chain([server]) {
                 groups.take(Part::Rest, pid);
+                if let Ok(its) = Mark::of(pid) {
+                    treat_alike(its);
+                }
             }
         }
         let helpers = spare.helpers();
@@ -378,7 +390,7 @@ impl Sandbox {
         let mut exit = machine.exit();
         let details = tokio::select! {
             details = guest.set_up(set_up_request(plan)) => details?,
-            messages = ended(&mut exit) => return Err(ended_early(&*machine, messages)),
+            exit = ended(&mut exit) => return Err(ended_early(&*machine, exit)),
         };
         tracing::info!(
             agent = details.agent_version,
@@ -389,8 +401,12 @@ impl Sandbox {
     }
 }
 
-/// What a spare that fell while it waited leads to. An agent that refuses is sound.
+/// What a spare that fell while it waited, or was killed then, leads to. An agent that refuses is sound.
 fn may_be_spares(error: &SandboxError) -> bool {
-    let is_silent = matches!(error, SandboxError::Agent(AgentError::Lost | AgentError::Silent { .. }));
-    is_silent || may_be_templates(error)
+    matches!(
+        error,
+        SandboxError::Machine(_)
+            | SandboxError::EndedEarly { .. }
+            | SandboxError::Agent(AgentError::Lost | AgentError::Silent { .. })
+    )
 }

@@ -103,11 +103,10 @@ fn ask(config: &Config) -> Result<Option<(UnixStream, Mark)>> {
 /// Puts the process and its children where children of this process are. What fails is no reason not to run the pod.
 fn settle(sandbox: Mark) {
     let cgroups = kata_cgroup::own_cgroups().unwrap_or_default();
-    let preference = std::fs::read("/proc/self/oom_score_adj");
     for pid in [sandbox.pid].into_iter().chain(descendants(sandbox.pid)) {
         kata_cgroup::join(&cgroups, pid);
-        if let Ok(preference) = &preference {
-            let _ = std::fs::write(format!("/proc/{pid}/oom_score_adj"), preference);
-        }
     }
+    // Its children follow it in that when they become the pod's.
+    let own = std::fs::read("/proc/self/oom_score_adj");
+    let _ = own.and_then(|own| std::fs::write(format!("/proc/{}/oom_score_adj", sandbox.pid), own));
 }
