@@ -11,6 +11,7 @@ mod cmd;
 mod command;
 mod container;
 mod image;
+mod keeper;
 mod report;
 mod settings;
 

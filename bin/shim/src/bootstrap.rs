@@ -17,6 +17,7 @@ use kata_sandbox::record::{Home, Mark, Record};
 use kata_sandbox::recover;
 use kata_sys::process::give_fds;
 
+use crate::cache::{self, Taking};
 use crate::flags::Flags;
 use crate::serve::LISTENER_FD;
 use crate::words::{self, Words};
@@ -47,7 +48,7 @@ pub fn start(flags: &Flags) -> Result<()> {
                 refuse_host_network(flags, &words, bundle)?;
             }
             let home = Home::of(&place(flags, &bundle_dir));
-            open_home(flags, &words, &bundle_dir, &home)?;
+            open_home(flags, &words, &bundle_dir, bundle.as_ref(), &home)?;
             home
         }
     };
@@ -102,12 +103,21 @@ fn join_pod(flags: &Flags, bundle: &Path, pod: &str) -> Result<Home> {
     Ok(home)
 }
 
-fn open_home(flags: &Flags, words: &Words, bundle: &Path, home: &Home) -> Result<()> {
-    let record = Record::new(flags.id.clone(), flags.namespace.clone(), bundle.to_owned());
+fn open_home(flags: &Flags, words: &Words, directory: &Path, bundle: Option<&Bundle>, home: &Home) -> Result<()> {
+    let record = Record::new(flags.id.clone(), flags.namespace.clone(), directory.to_owned());
     make_home(&flags.id, home, &record)?;
-    start_process(flags, words, bundle, home, record).inspect_err(|_| {
+    let started = cache::take(flags, words, bundle, home, &record).and_then(|taking| match taking {
+        Taking::Taken(sandbox) => Ok(sandbox.pid),
+        Taking::Nobody(why) => start_process(flags, words, directory, home, record, why),
+    });
+    let pid = started.inspect_err(|_| {
         let _ = recover::clean(home);
-    })
+    })?;
+    if flags.place.is_none() {
+        // As other shims do; people look for it.
+        let _ = std::fs::write(directory.join("shim.pid"), pid.to_string());
+    }
+    Ok(())
 }
 
 fn make_home(id: &str, home: &Home, record: &Record) -> Result<()> {
@@ -117,7 +127,15 @@ fn make_home(id: &str, home: &Home, record: &Record) -> Result<()> {
     })
 }
 
-fn start_process(flags: &Flags, words: &Words, bundle: &Path, home: &Home, record: Record) -> Result<()> {
+/// Answers its pid.
+fn start_process(
+    flags: &Flags,
+    words: &Words,
+    bundle: &Path,
+    home: &Home,
+    record: Record,
+    passed_over: Option<String>,
+) -> Result<u32> {
     // Listening before the process runs: whoever connects need not wait for it.
     let socket = home.task_socket();
     let listener = UnixListener::bind(&socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
@@ -142,6 +160,9 @@ fn start_process(flags: &Flags, words: &Words, bundle: &Path, home: &Home, recor
     if flags.debug || words.debug {
         command.arg("-debug");
     }
+    if let Some(why) = passed_over {
+        command.arg(format!("-passed-over={why}"));
+    }
     command
         .arg("serve")
         .current_dir(bundle)
@@ -155,11 +176,7 @@ fn start_process(flags: &Flags, words: &Words, bundle: &Path, home: &Home, recor
         ..record
     };
     home.write(&record)?;
-    if flags.place.is_none() {
-        // As other shims do; people look for it.
-        let _ = std::fs::write(bundle.join("shim.pid"), child.id().to_string());
-    }
-    Ok(())
+    Ok(child.id())
 }
 
 /// Cleans up after the sandbox process and prints a `DeleteResponse` message.

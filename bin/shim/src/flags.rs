@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use kata_sandbox::template;
+use kata_sandbox::{cache, template};
 
 /// What is to be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +16,10 @@ pub enum Action {
     Serve,
     /// Make a template. Only `Serve` asks for this.
     Template,
+    /// Keep a cache of machines. Only `kata-runtime factory` asks for this.
+    Keep,
+    /// Wait in the cache. Only `Keep` asks for this.
+    Wait,
     /// Print what this runtime is and can do, as a message.
     Info,
     /// Print the version.
@@ -45,6 +49,8 @@ pub struct Flags {
     pub config: Option<PathBuf>,
     /// Configuration file that containerd's options name.
     pub options_config: Option<PathBuf>,
+    /// Why no machine of the cache was taken. Given by `Start`.
+    pub passed_over: Option<String>,
     /// More messages.
     pub debug: bool,
 }
@@ -84,6 +90,7 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Flags> {
         place: None,
         config: None,
         options_config: None,
+        passed_over: None,
         debug: false,
     };
     let mut action = None;
@@ -98,6 +105,8 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Flags> {
                 "delete" => Action::Delete,
                 "serve" => Action::Serve,
                 template::MAKER_ACTION => Action::Template,
+                cache::KEEPER_ACTION => Action::Keep,
+                cache::SPARE_ACTION => Action::Wait,
                 other => bail!("unknown action \"{other}\"; there are start and delete"),
             });
             continue;
@@ -135,6 +144,7 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Flags> {
                 | "place"
                 | "config"
                 | "options-config"
+                | "passed-over"
                 | "socket"
         ) {
             bail!("unknown flag -{name}");
@@ -151,6 +161,7 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Flags> {
             "place" => flags.place = Some(value.into()),
             "config" => flags.config = Some(value.into()),
             "options-config" => flags.options_config = Some(value.into()),
+            "passed-over" => flags.passed_over = Some(value),
             // containerd's old way to name the socket; ours is where it is.
             _ => {}
         }

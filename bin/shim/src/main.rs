@@ -3,6 +3,7 @@
 //! containerd drives it over the shim v2 protocol; `kata-runtime` over the very same.
 
 mod bootstrap;
+mod cache;
 mod drivers;
 mod event;
 mod flags;
@@ -20,6 +21,7 @@ mod template;
 mod tests;
 mod words;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use flags::Action;
@@ -46,11 +48,16 @@ fn main() -> ExitCode {
         Action::Delete => bootstrap::delete(&flags),
         Action::Template => template::make(),
         Action::Serve => {
-            log::start(
-                flags.bundle.as_deref().unwrap_or(std::path::Path::new(".")),
-                flags.debug,
-            );
+            log::start(&log::filter(flags.debug)).follow(flags.bundle.as_deref().unwrap_or(Path::new(".")));
             serve::run(&flags).inspect_err(|error| tracing::error!("{error:#}"))
+        }
+        Action::Keep => {
+            log::start(&log::filter(flags.debug));
+            cache::keep(&flags).inspect_err(|error| tracing::error!("{error:#}"))
+        }
+        Action::Wait => {
+            let log = log::start(&log::filter(flags.debug));
+            cache::wait(&flags, &log).inspect_err(|error| tracing::error!("{error:#}"))
         }
     };
     match done {

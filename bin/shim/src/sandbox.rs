@@ -88,7 +88,7 @@ impl SandboxApi for SandboxService {
         request: api::CreateSandboxRequest,
     ) -> ttrpc::Result<api::CreateSandboxResponse> {
         tracing::info!(id = request.sandbox_id, bundle = request.bundle_path, "create the pod");
-        let bundle = pod::bundle_of(&request)?;
+        let bundle = self.tasks.abroad(|| pod::bundle_of(&request))??;
         let mut pod = self.pod.lock().await;
         let sandbox = self.tasks.open(&bundle, None).await?;
         if sandbox.id() != request.sandbox_id {

@@ -53,7 +53,8 @@ impl TaskService {
         if let Some(sandbox) = self.opened().await {
             return Ok(sandbox);
         }
-        let bundle = Bundle::load(Path::new(&request.bundle)).map_err(|error| status::from_sandbox(error.into()))?;
+        let bundle = self.abroad(|| Bundle::load(Path::new(&request.bundle)))?;
+        let bundle = bundle.map_err(|error| status::from_sandbox(error.into()))?;
         let config = request.options.as_ref().and_then(words::config_path);
         self.open(&bundle, config).await
     }
@@ -70,6 +71,22 @@ impl TaskService {
         let sandbox = self.opening.open(bundle, config).map_err(status::from_sandbox)?;
         *open = Some(sandbox.clone());
         Ok(sandbox)
+    }
+
+    /// Does `act` where the engine's paths mean something.
+    ///
+    /// # Errors
+    /// As [`Opening::abroad`].
+    pub fn abroad<T>(&self, act: impl FnOnce() -> T) -> ttrpc::Result<T> {
+        self.opening.abroad(act).map_err(status::from_sandbox)
+    }
+
+    /// Ends whatever runs for the pod.
+    pub async fn close(&self) {
+        match self.opened().await {
+            Some(sandbox) => sandbox.shut_down().await,
+            None => self.opening.close().await,
+        }
     }
 
     /// The sandbox, if one was opened.

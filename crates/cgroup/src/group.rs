@@ -72,12 +72,21 @@ impl Groups {
 
     /// Puts this process where it starts `part`: children begin where their parent is.
     pub fn enter(&self, part: Part) {
+        self.put(part, "0");
+    }
+
+    /// Puts a process that was started before these cgroups were made where it would have been started.
+    pub fn take(&self, part: Part, pid: u32) {
+        self.put(part, &pid.to_string());
+    }
+
+    fn put(&self, part: Part, pid: &str) {
         for place in &self.places {
             let directory = match part {
                 Part::Rest => &place.rest,
                 Part::Vmm => &place.vmm,
             };
-            warn(directory, write(directory, "cgroup.procs", "0"));
+            warn(directory, write(directory, "cgroup.procs", pid));
         }
     }
 
@@ -194,11 +203,20 @@ pub fn remove(made: &[PathBuf]) -> bool {
     let mut empty = true;
     for directory in made.iter().rev() {
         match fs::remove_dir(directory) {
+            // Nobody in it, nothing below it, and busy: the last has left in between, or is about to.
+            Err(error) if error.raw_os_error() == Some(nix::libc::EBUSY) && !has_cgroups(directory) => empty = false,
             Err(error) if error.kind() != io::ErrorKind::NotFound => empty &= !has_processes(directory),
             _ => {}
         }
     }
     empty
+}
+
+fn has_cgroups(directory: &Path) -> bool {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    entries
+        .into_iter()
+        .any(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
 }
 
 fn has_processes(directory: &Path) -> bool {

@@ -32,8 +32,28 @@ impl Hierarchies {
         let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
         let own = std::fs::read_to_string("/proc/self/cgroup")?;
         let unified = |root: &Path| std::fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
-        Ok(Self(parse(&mounts, &own, unified)))
+        Ok(Self(parse(&mounts, &own, &|word| WANTED.contains(&word), unified)))
     }
+}
+
+/// The cgroups that this process is in, in every hierarchy that there is: where a child of it would be.
+///
+/// # Errors
+/// What reading `/proc` failed with.
+pub fn own_cgroups() -> io::Result<Vec<PathBuf>> {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let own = std::fs::read_to_string("/proc/self/cgroup")?;
+    Ok(all(&mounts, &own))
+}
+
+fn all(mounts: &str, own: &str) -> Vec<PathBuf> {
+    const UNIFIED: &str = "(unified)";
+    let names = own.lines().filter_map(|line| line.split(':').nth(1));
+    let names: Vec<&str> = names.flat_map(|names| names.split(',')).collect();
+    let found = parse(mounts, own, &|word| word == UNIFIED || names.contains(&word), |_| {
+        UNIFIED.to_owned()
+    });
+    found.into_iter().map(|one| one.root.join(one.own)).collect()
 }
 
 impl Hierarchy {
@@ -48,7 +68,12 @@ impl Hierarchy {
 }
 
 /// `unified` reads the controllers of a version 2 hierarchy, which its mount does not name.
-fn parse(mounts: &str, own: &str, unified: impl Fn(&Path) -> String) -> Vec<Hierarchy> {
+fn parse(
+    mounts: &str,
+    own: &str,
+    is_wanted: &dyn Fn(&str) -> bool,
+    unified: impl Fn(&Path) -> String,
+) -> Vec<Hierarchy> {
     let mut found: Vec<Hierarchy> = Vec::new();
     for line in mounts.lines() {
         let Some((before, after)) = line.split_once(" - ") else {
@@ -71,7 +96,7 @@ fn parse(mounts: &str, own: &str, unified: impl Fn(&Path) -> String) -> Vec<Hier
         };
         let controllers: Vec<String> = words
             .split_whitespace()
-            .filter(|word| WANTED.contains(word))
+            .filter(|word| is_wanted(word))
             .map(str::to_owned)
             .collect();
         if controllers.is_empty() {
@@ -134,18 +159,40 @@ fn unescape(text: &str) -> String {
 mod tests {
     use super::*;
 
+    #[test]
+    fn a_child_would_be_in_every_hierarchy() {
+        let mounts = "31 30 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
+                      32 30 0:28 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd\n\
+                      33 30 0:29 /lab /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct\n\
+                      34 30 0:30 / /sys/fs/cgroup/freezer rw - cgroup cgroup rw,freezer\n\
+                      35 30 0:31 / /tmp rw - tmpfs tmpfs rw\n";
+        let own = "9:freezer:/\n4:cpu,cpuacct:/lab/a\n1:name=systemd:/user.slice/s.scope\n0::/user.slice/s.scope\n";
+        let found: Vec<String> = all(mounts, own).iter().map(|path| path.display().to_string()).collect();
+        assert_eq!(
+            found,
+            [
+                "/sys/fs/cgroup/unified/user.slice/s.scope",
+                "/sys/fs/cgroup/systemd/user.slice/s.scope",
+                "/sys/fs/cgroup/cpu/a",
+                "/sys/fs/cgroup/freezer/"
+            ]
+        );
+    }
+
     fn told(mounts: &str, own: &str) -> Vec<String> {
-        parse(mounts, own, |_| "cpuset cpu io memory hugetlb pids".to_owned())
-            .into_iter()
-            .map(|found| {
-                format!(
-                    "{} {} {}",
-                    found.root.display(),
-                    found.controllers.join(","),
-                    found.own.display()
-                )
-            })
-            .collect()
+        parse(mounts, own, &|word| WANTED.contains(&word), |_| {
+            "cpuset cpu io memory hugetlb pids".to_owned()
+        })
+        .into_iter()
+        .map(|found| {
+            format!(
+                "{} {} {}",
+                found.root.display(),
+                found.controllers.join(","),
+                found.own.display()
+            )
+        })
+        .collect()
     }
 
     #[test]

@@ -9,4 +9,4 @@ mod hierarchy;
 mod limits;
 
 pub use group::{Groups, Part, join, remove};
-pub use hierarchy::{Hierarchies, Hierarchy};
+pub use hierarchy::{Hierarchies, Hierarchy, own_cgroups};

@@ -229,6 +229,8 @@ pub(crate) const KEYS: &[Key] = &[
     ),
     key!(FACTORY, "enable_template", factory.enable_template, Value::boolean),
     key!(FACTORY, "template_path", factory.template_path, Value::path),
+    key!(FACTORY, "vm_cache_number", factory.vm_cache_number, read_cache_number),
+    key!(FACTORY, "vm_cache_endpoint", factory.vm_cache_endpoint, Value::path),
 ];
 
 fn show_words(words: &[String]) -> Option<Value> {
@@ -369,6 +371,11 @@ fn read_cache(value: &Value) -> Result<VirtioFsCache, Allowed> {
 fn read_aio(value: &Value) -> Result<BlockAio, Allowed> {
     let kinds = [BlockAio::Threads, BlockAio::Native, BlockAio::IoUring];
     value.choice(&kinds.map(|kind| (kind.as_str(), kind)))
+}
+
+/// Each takes memory all the time.
+fn read_cache_number(value: &Value) -> Result<u32, Allowed> {
+    value.number("machines", 0, 1000)
 }
 
 fn read_queue_size(value: &Value) -> Result<u32, Allowed> {

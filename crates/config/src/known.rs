@@ -164,13 +164,7 @@ const KEYS_NOT_YET: &[(&str, &[(&str, &str)])] = &[
             ("passfd_listener_port", "1027"),
         ],
     ),
-    (
-        FACTORY,
-        &[
-            ("vm_cache_number", "0"),
-            ("vm_cache_endpoint", "\"/var/run/kata-containers/cache.sock\""),
-        ],
-    ),
+    (FACTORY, &[]),
 ];
 
 pub(crate) fn section(name: &str) -> Standing {

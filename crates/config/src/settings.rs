@@ -151,6 +151,10 @@ pub struct Factory {
     pub enable_template: bool,
     /// Directory of the templates.
     pub template_path: PathBuf,
+    /// Machines that wait for pods.
+    pub vm_cache_number: u32,
+    /// Socket of who keeps them.
+    pub vm_cache_endpoint: PathBuf,
 }
 
 /// A number of CPUs.
@@ -415,6 +419,8 @@ impl Default for Factory {
         Self {
             enable_template: false,
             template_path: "/run/vc/vm/template".into(),
+            vm_cache_number: 0,
+            vm_cache_endpoint: "/var/run/kata-containers/cache.sock".into(),
         }
     }
 }

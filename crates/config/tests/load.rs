@@ -361,7 +361,7 @@ color = "blue"
 path = "/clh"
 default_vcpus = 2
 [factory]
-vm_cache_number = 3
+vm_cache_nubmer = 3
 [agent.kata.mem_agent]
 mem_agent_enable = true
 [weather]
@@ -378,7 +378,7 @@ rain = true
             "6: hypervisor.qemu.enable_hugepages is known to Kata, but not supported yet, ignored",
             "8: unknown key hypervisor.qemu.color, ignored",
             "9: section [hypervisor.clh] is known to Kata, but not supported yet, ignored",
-            "13: factory.vm_cache_number is known to Kata, but not supported yet, ignored",
+            "13: unknown key factory.vm_cache_nubmer, ignored; is vm_cache_number meant?",
             "14: section [agent.kata.mem_agent] is known to Kata, but not supported yet, ignored",
             "16: unknown section [weather], ignored",
         ]

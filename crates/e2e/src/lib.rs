@@ -15,6 +15,7 @@ pub mod lab;
 pub mod leak;
 pub mod pids;
 pub mod places;
+pub mod pod;
 pub mod podman;
 pub mod program;
 pub mod rootfs;

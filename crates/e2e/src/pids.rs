@@ -1,5 +1,5 @@
 //! Which processes of a lab belong to a sandbox: those whose command line names its id, or its directory below
-//! `/run/kata`, whose record names the id.
+//! `/run/kata`, whose record names the id, and those that the record names.
 
 use std::time::Duration;
 
@@ -68,17 +68,18 @@ fn read(lab: &Lab, pid: u32) -> Option<Process> {
     })
 }
 
-/// The processes whose command line names the sandbox, by its id or its directory.
+/// The processes whose command line names the sandbox, by its id or its directory, or which its record names.
 pub fn of_sandbox(lab: &Lab, id: &str) -> Vec<Process> {
-    let mut names = homes(lab, id);
+    let (mut names, recorded) = homes(lab, id);
     names.push(id.to_owned());
     let named = |process: &Process| names.iter().any(|name| names_word(&process.line, name));
-    all(lab).into_iter().filter(named).collect()
+    let its = |process: &Process| recorded.contains(&process.pid) || named(process);
+    all(lab).into_iter().filter(its).collect()
 }
 
-/// The directories of sandboxes whose record has this id.
-fn homes(lab: &Lab, id: &str) -> Vec<String> {
-    let mut found = Vec::new();
+/// The directories of sandboxes whose record has this id, and the pids in it.
+fn homes(lab: &Lab, id: &str) -> (Vec<String>, Vec<u32>) {
+    let (mut found, mut pids) = (Vec::new(), Vec::new());
     for entry in std::fs::read_dir(lab.outside("/run/kata"))
         .into_iter()
         .flatten()
@@ -88,9 +89,12 @@ fn homes(lab: &Lab, id: &str) -> Vec<String> {
         let record: serde_json::Value = serde_json::from_slice(&record).unwrap_or_default();
         if record["id"] == id {
             found.push(entry.file_name().to_string_lossy().into_owned());
+            let helpers = record["helpers"].as_array().into_iter().flatten();
+            let marks = helpers.chain([&record["sandbox"]]);
+            pids.extend(marks.filter_map(|mark| u32::try_from(mark["pid"].as_u64()?).ok()));
         }
     }
-    found
+    (found, pids)
 }
 
 /// Whether `line` holds `word` and not just a longer word that begins or ends with it.

@@ -8,6 +8,7 @@ use kata_e2e::fixture::Shared;
 use kata_e2e::lab::Lab;
 use kata_e2e::leak::Snapshot;
 use kata_e2e::pids::{self, Part};
+use kata_e2e::pod;
 use kata_e2e::runtime::{Kind, Runtime};
 use kata_e2e::wait;
 use serde_json::{Value, json};
@@ -97,45 +98,6 @@ fn tried(lab: &Lab, id: &str) -> (bool, String) {
     seen
 }
 
-/// The pod's first container, on a bridge of its own.
-fn pod(lab: &Lab, name: &str) -> Bundle {
-    let script = format!(
-        "set -e
-        ip link add br0 type bridge; ip addr add 10.98.0.1/24 dev br0; ip link set br0 up
-        ip netns add {name}; ip -n {name} link set lo up
-        ip link add veth0 type veth peer name eth0 netns {name}; ip link set veth0 master br0 up
-        ip -n {name} link set eth0 address 02:98:00:00:00:02 mtu 1400 up
-        ip -n {name} addr add 10.98.0.2/24 dev eth0; ip -n {name} route add default via 10.98.0.1"
-    );
-    sh(lab, &script);
-    Bundle::script(lab, name, "trap exit TERM; sleep 1000 & wait").edit(|spec| {
-        spec["hostname"] = json!("the-pod");
-        spec["annotations"] = json!({
-            "io.kubernetes.cri-o.ContainerType": "sandbox",
-            "io.kubernetes.cri-o.SandboxID": name,
-        });
-        let namespaces = spec["linux"]["namespaces"].as_array_mut().expect("namespaces");
-        let network = namespaces.iter_mut().find(|one| one["type"] == "network");
-        network.expect("one")["path"] = json!(format!("/run/netns/{name}"));
-    })
-}
-
-/// A member of the pod with a limit, so that the machine has to grow for it.
-fn member(lab: &Lab, name: &str, pod: &str, script: &str) -> Bundle {
-    let pid = runtime(lab).state(pod)["pid"].clone();
-    let joined = |kind: &str, file: &str| json!({"type": kind, "path": format!("/proc/{pid}/ns/{file}")});
-    Bundle::script(lab, name, script).edit(|spec| {
-        spec["linux"]["namespaces"] =
-            json!([joined("network", "net"), joined("uts", "uts"), joined("ipc", "ipc"), {"type": "mount"}, {"type": "pid"}]);
-        spec["linux"]["resources"]["memory"] = json!({"limit": 200 << 20});
-        spec["hostname"] = Value::Null;
-        spec["annotations"] = json!({
-            "io.kubernetes.cri-o.ContainerType": "container",
-            "io.kubernetes.cri-o.SandboxID": pod,
-        });
-    })
-}
-
 #[test]
 fn a_clone_is_a_pod_like_any_other() {
     let lab = lab();
@@ -151,11 +113,11 @@ fn a_clone_is_a_pod_like_any_other() {
     std::fs::create_dir(&data).expect("data");
     std::fs::write(data.join("from-outside"), "hello\n").expect("file");
 
-    runtime.begin(&pod(lab, "pod"), "pod");
+    runtime.begin(&pod::on_a_bridge(lab, "pod"), "pod");
     assert!(is_clone(lab, "pod"), "{}", log(lab, "pod"));
     let server = "echo served >/index.html; httpd -p 127.0.0.1:8080 -h /; httpd -f -p 10.98.0.2:80 -h /";
-    runtime.begin(&member(lab, "web", "pod", server), "web");
-    let side = member(lab, "side", "pod", "sleep 1000").mount("/data", "bind", &data, &["rbind", "rw"]);
+    runtime.begin(&pod::member(lab, "web", "pod", server), "web");
+    let side = pod::member(lab, "side", "pod", "sleep 1000").mount("/data", "bind", &data, &["rbind", "rw"]);
     runtime.begin(&side, "side");
 
     let fetch = "for i in 1 2 3 4 5 6 7 8 9; do wget -qO- http://127.0.0.1:8080/index.html && break; sleep 0.2; done";

@@ -40,6 +40,14 @@ impl Identity {
     }
 }
 
+/// The namespace of the calling thread; this keeps it alive.
+///
+/// # Errors
+/// What opening it failed with.
+pub fn own() -> io::Result<File> {
+    File::open(OWN)
+}
+
 /// Takes the calling thread into the namespace at `path`. Threads that it starts are there, too.
 ///
 /// # Errors

@@ -1,8 +1,13 @@
 //! Taps: the machine's ends of links.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
 
 use kata_netlink::{NetlinkError, Socket};
+
+use crate::namespace;
 
 /// Why a link of the machine was not made.
 #[derive(Debug, thiserror::Error)]
@@ -10,6 +15,15 @@ pub enum TapError {
     /// The tap itself.
     #[error("cannot make the tap {name} (/dev/net/tun)")]
     Make {
+        /// Its name.
+        name: String,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// It cannot come here.
+    #[error("cannot bring the tap {name} into the pod's network namespace")]
+    Carry {
         /// Its name.
         name: String,
         /// What the system said.
@@ -48,6 +62,23 @@ fn set_up(socket: &Socket, name: &str, mtu: u32) -> Result<(), TapError> {
     let index = index(socket, name)?;
     socket.set_mtu(index, mtu)?;
     Ok(socket.set_up(index, true)?)
+}
+
+/// Brings a tap over from the namespace `from`, with whoever holds its other end; it is then as if it had been made here
+/// by [`make`].
+///
+/// # Errors
+/// [`TapError`]; nothing is left here then.
+pub fn carry(socket: &Socket, name: &str, mtu: u32, from: &File) -> Result<(), TapError> {
+    let there = Socket::open_in(Path::new(&format!("/proc/self/fd/{}", from.as_raw_fd())))?;
+    let here = namespace::own().map_err(|source| TapError::Carry {
+        name: name.to_owned(),
+        source,
+    })?;
+    there.move_link(index(&there, name)?, here.as_fd())?;
+    set_up(socket, name, mtu).inspect_err(|_| {
+        let _ = socket.remove_link(name);
+    })
 }
 
 /// Adapts a tap to a link that has shown up late or has changed: packets as large as `mtu`, bytes.

@@ -40,6 +40,27 @@ fn scanned(socket: &Socket) -> Network {
 }
 
 #[test]
+fn a_tap_is_carried_over_with_who_holds_it() {
+    in_namespace(|there| {
+        tap::make(there, "tap0_kata", 1, 1500).expect("make");
+        let holder = kata_sys::tun::open_tap("tap0_kata", false).expect("open");
+        let left = namespace::own().expect("the namespace");
+        namespace::enter_new().expect("another namespace");
+        let here = &Socket::open().expect("netlink");
+        tap::carry(here, "tap0_kata", 1400, &left).expect("carry");
+        let links = here.links().expect("links");
+        let tap = links.iter().find(|link| link.name == "tap0_kata");
+        let tap = tap.expect("it is here");
+        assert!(tap.up && tap.carrier, "its holder has come along: {tap:?}");
+        assert_eq!(tap.mtu, 1400);
+        let links = there.links().expect("links");
+        assert!(links.iter().all(|link| link.name != "tap0_kata"));
+        tap::carry(here, "tap0_kata", 1400, &left).expect_err("it has gone already");
+        drop(holder);
+    });
+}
+
+#[test]
 fn an_empty_namespace_has_nothing_to_carry() {
     in_namespace(|socket| {
         assert_eq!(scanned(socket), Network::default());

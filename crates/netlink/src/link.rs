@@ -1,6 +1,7 @@
 //! Links: the interfaces of a namespace, from the kernel's side.
 
 use std::fmt;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -211,6 +212,16 @@ impl Socket {
         self.change(Request::new(libc::RTM_NEWLINK, 0, &body), || {
             format!("set link {index} {}", if up { "up" } else { "down" })
         })
+    }
+
+    /// Moves a link into another network namespace, where it is down.
+    ///
+    /// # Errors
+    /// [`NetlinkError::Refused`]: `EEXIST` where there is a link of this name, `EINVAL` for one that cannot move.
+    pub fn move_link(&self, index: u32, namespace: BorrowedFd<'_>) -> Result<(), NetlinkError> {
+        let number = namespace.as_raw_fd().cast_unsigned();
+        let request = about(libc::RTM_NEWLINK, index).with_u32(libc::IFLA_NET_NS_FD, number);
+        self.change(request, || format!("move link {index} into another network namespace"))
     }
 
     /// Makes a link of `kind` on top of the link `lower`; `data` fills its driver's own attributes.

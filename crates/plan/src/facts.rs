@@ -46,6 +46,8 @@ pub struct Facts {
     pub share_dir: PathBuf,
     /// The directory in which a template is made.
     pub template_dir: PathBuf,
+    /// A machine that was started ahead waits for this pod.
+    pub has_spare: bool,
     /// What each path of [`bind_sources`] is.
     pub source_kinds: BTreeMap<PathBuf, SourceKind>,
     /// Major and minor number of each of them that is a block device.

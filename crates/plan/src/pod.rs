@@ -30,7 +30,7 @@ pub struct PodPlan {
     pub alone: bool,
     /// The machine.
     pub machine: MachineSpec,
-    /// What it is a clone of; `None` if it boots.
+    /// The machine that is the same for all pods, of which it can be a clone, or that waits for it; `None` if it boots.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub template: Option<TemplatePlan>,
     /// SELinux label of the VMM.
@@ -61,9 +61,7 @@ pub fn pod(id: &str, bundle: &Bundle, config: &Config, facts: &Facts) -> Result<
             pod_id: pod_id.clone(),
         });
     }
-    let template = config
-        .factory
-        .enable_template
+    let template = (config.factory.enable_template || facts.has_spare)
         .then(|| template::template(config, facts))
         .transpose()?;
     let (mut sizing, size_note) = sizing::decide(bundle, config, facts)?;
@@ -92,11 +90,19 @@ pub fn pod(id: &str, bundle: &Bundle, config: &Config, facts: &Facts) -> Result<
     .assemble(id, config, facts);
     let template = match template.map(|template| template.fit(&machine)) {
         Some(Ok(template)) => {
-            notes.push("start: a clone of a template (configured)".into());
+            notes.push(match facts.has_spare {
+                true => "start: the machine that waits (configured)".into(),
+                false => "start: a clone of a template (configured)".into(),
+            });
             Some(template)
         }
         Some(Err(why)) => {
-            notes.push(format!("start: a boot, without a template: {why}"));
+            let without = if facts.has_spare {
+                "the machine that waits"
+            } else {
+                "a template"
+            };
+            notes.push(format!("start: a boot, without {without}: {why}"));
             None
         }
         None => None,

@@ -201,3 +201,33 @@ fn what_cannot_be_a_clone_boots_and_says_why() {
         );
     }
 }
+
+#[test]
+fn a_pod_is_planned_as_the_machine_that_waits_for_it() {
+    let config = Config::default();
+    let waiting = Facts {
+        has_spare: true,
+        ..links(1)
+    };
+    let pod = plan(&limited(), &config, &waiting);
+    let expected = kata_plan::template(&config, &waiting).unwrap();
+    assert_eq!(pod.template, Some(expected));
+    assert!(
+        pod.notes
+            .contains(&"start: the machine that waits (configured)".to_owned())
+    );
+
+    let pod = plan(&limited(), &config, &links(1));
+    assert_eq!(pod.template, None, "others boot as ever");
+    let many = Facts {
+        has_spare: true,
+        ..links(3)
+    };
+    let pod = plan(&limited(), &config, &many);
+    let why = "start: a boot, without the machine that waits: its network interfaces are not those of the template";
+    assert!(
+        pod.template.is_none() && pod.notes.contains(&why.to_owned()),
+        "{:?}",
+        pod.notes
+    );
+}

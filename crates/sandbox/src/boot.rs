@@ -19,6 +19,7 @@ use crate::fitting::{Fitter, Fitting};
 use crate::label::NextLabel;
 use crate::recover;
 use crate::sandbox::{Sandbox, now_unix_nanos};
+use crate::serving::{Serving, end_with};
 use crate::step::Steps;
 use crate::template::Chosen;
 use crate::{localhost, network};
@@ -27,7 +28,7 @@ use crate::{localhost, network};
 const HALT_GRACE: Duration = Duration::ZERO;
 
 /// How long after its file server or its channel a VMM may be seen to end, if it was the VMM that ended first.
-const VMM_END: Duration = Duration::from_millis(500);
+pub(crate) const VMM_END: Duration = Duration::from_millis(500);
 
 impl Sandbox {
     /// Boots the pod's machine. What is done is noted in `steps`; after an error the caller takes it back.
@@ -35,14 +36,24 @@ impl Sandbox {
         for note in &plan.notes {
             tracing::info!("{note}");
         }
+        let has_spare = self.keep_if_fit(plan).await?;
         // Before anything is made for the pod: what the template takes is not the pod's.
-        let chosen = self.choose_template(plan).await;
+        let chosen = match has_spare {
+            true => None,
+            false => self.choose_template(plan).await,
+        };
         let groups = self.make_cgroups(plan, steps).await?;
-        self.make_share(steps)?;
-        let networked = Instant::now();
-        self.make_network(&plan.network, steps).await?;
-        self.note("make the network", networked).await;
-        let (machine, guest) = self.start_guest(plan, chosen, &groups, steps).await?;
+        let adopted = self.adopt(plan, &groups, steps).await?;
+        let (machine, guest) = match adopted {
+            Some(adopted) => adopted,
+            None => {
+                self.make_share(steps)?;
+                let networked = Instant::now();
+                self.make_network(&plan.network, None, steps).await?;
+                self.note("make the network", networked).await;
+                self.start_guest(plan, chosen, &groups, steps).await?
+            }
+        };
         if self.network.is_some() {
             serve_localhost(&guest, steps)?;
         }
@@ -81,7 +92,7 @@ impl Sandbox {
             match self.start_from(plan, Some(&chosen.template), groups, &mut branch).await {
                 Err(error) if may_be_templates(&error) => {
                     branch.undo().await;
-                    self.discard_template(&chosen, &error);
+                    self.templates().discard(&chosen, &error);
                 }
                 started => {
                     steps.join(branch);
@@ -169,28 +180,11 @@ impl Sandbox {
             return Ok(None);
         };
         steps.next("file server")?;
-        let mut server = FileServer::start(daemon, arguments, socket)?;
-        let pid = server.pid();
-        let (stop, stopped) = oneshot::channel::<oneshot::Sender<()>>();
-        let (last_words, words) = oneshot::channel();
-        tokio::spawn(async move {
-            tokio::select! {
-                words = server.ended() => {
-                    // The receiver is gone when the machine has ended first.
-                    let _ = last_words.send(words);
-                }
-                Ok(done) = stopped => {
-                    server.stop().await;
-                    let _ = done.send(());
-                }
-            }
-        });
+        let (serving, words) = Serving::begin(FileServer::start(daemon, arguments, socket)?);
+        let pid = serving.pid;
         let socket = socket.clone();
         steps.done("file server", move || async move {
-            let (done, finished) = oneshot::channel();
-            if stop.send(done).is_ok() {
-                let _ = finished.await;
-            }
+            serving.stop().await;
             let _ = std::fs::remove_file(socket);
             Ok(())
         });
@@ -346,7 +340,7 @@ impl Sandbox {
 
 /// What a damaged template leads to: a machine that cannot be made, falls, or stays silent. An agent that refuses is sound, and a
 /// machine that was killed was not to blame: a boot would want even more memory.
-fn may_be_templates(error: &SandboxError) -> bool {
+pub(crate) fn may_be_templates(error: &SandboxError) -> bool {
     match error {
         SandboxError::Machine(MachineError::Died { exit, .. }) | SandboxError::EndedEarly { exit, .. } => {
             !exit.was_killed()
@@ -354,23 +348,6 @@ fn may_be_templates(error: &SandboxError) -> bool {
         SandboxError::Machine(_) | SandboxError::NoAgent { .. } => true,
         _ => false,
     }
-}
-
-/// Sees to it that the machine ends when its file server does, whose last words come then.
-fn end_with(machine: &Arc<dyn Machine>, file_server: oneshot::Receiver<String>) {
-    let machine = machine.clone();
-    tokio::spawn(async move {
-        let Ok(words) = file_server.await else { return };
-        // It ends when the VMM has closed its connection, a moment before the end of the VMM is known.
-        let mut exit = machine.exit();
-        if tokio::time::timeout(VMM_END, exit.wait_for(Option::is_some))
-            .await
-            .is_err()
-        {
-            tracing::error!("{words}; the machine cannot go on without it");
-            machine.halt(Duration::ZERO).await;
-        }
-    });
 }
 
 /// Not every host can do it, and a pod can do without.
@@ -386,14 +363,14 @@ fn serve_localhost(guest: &Agent, steps: &mut Steps) -> Result<(), SandboxError>
     Ok(())
 }
 
-fn ended_early(machine: &dyn Machine, exit: Exit) -> SandboxError {
+pub(crate) fn ended_early(machine: &dyn Machine, exit: Exit) -> SandboxError {
     SandboxError::EndedEarly {
         console: machine.console_tail(),
         exit,
     }
 }
 
-fn set_up_request(plan: &PodPlan) -> proto::SetupRequest {
+pub(crate) fn set_up_request(plan: &PodPlan) -> proto::SetupRequest {
     let share = share_of(&plan.share);
     proto::SetupRequest {
         sandbox_id: plan.id.clone(),

@@ -261,6 +261,7 @@ impl Sandbox {
     ) -> Result<Agent, SandboxError> {
         let facts = Facts {
             network: self.look_at_network()?,
+            has_spare: self.ask(|state| state.spare.is_some()).await?,
             ..facts
         };
         let plan = kata_plan::pod(&self.id, bundle, &self.config, &facts)?;

@@ -5,6 +5,7 @@
 
 mod actor;
 mod boot;
+pub mod cache;
 pub mod container;
 mod disk;
 pub mod error;
@@ -20,7 +21,9 @@ mod process;
 pub mod record;
 pub mod recover;
 mod sandbox;
+mod serving;
 mod sockets;
+pub mod spare;
 pub mod stdio;
 pub mod step;
 pub mod survey;

@@ -4,6 +4,7 @@
 //! The namespace is read when the machine is planned and again before a container starts, because engines may set links up
 //! between create and start. It refuses the engine's own namespace: a machine would take the host's links away.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use kata_agent_client::Agent;
@@ -137,7 +138,13 @@ impl Sandbox {
     }
 
     /// Makes the host's ends of the machine's interfaces and joins them to the pod's links.
-    pub(crate) async fn make_network(&self, plan: &NetworkPlan, steps: &mut Steps) -> Result<(), SandboxError> {
+    /// They are brought over from the network namespace `from` if the machine has them already.
+    pub(crate) async fn make_network(
+        &self,
+        plan: &NetworkPlan,
+        from: Option<&File>,
+        steps: &mut Steps,
+    ) -> Result<(), SandboxError> {
         let Some(namespace) = self.network.clone() else {
             return Ok(());
         };
@@ -154,9 +161,9 @@ impl Sandbox {
         let socket = Socket::open()?;
         for nic in &plan.nics {
             match (&nic.wire, &nic.interface) {
-                (Wire::Tap { .. }, None) => make_tap(&socket, nic, steps)?,
+                (Wire::Tap { .. }, None) => make_tap(&socket, nic, from, steps)?,
                 (Wire::Tap { .. }, Some(interface)) => {
-                    make_tap(&socket, nic, steps)?;
+                    make_tap(&socket, nic, from, steps)?;
                     join(&socket, &interface.name, nic, steps)?;
                 }
                 (Wire::Macvtap { node }, Some(interface)) => {
@@ -185,10 +192,13 @@ impl Sandbox {
     }
 }
 
-fn make_tap(socket: &Socket, nic: &NicPlan, steps: &mut Steps) -> Result<(), SandboxError> {
+fn make_tap(socket: &Socket, nic: &NicPlan, from: Option<&File>, steps: &mut Steps) -> Result<(), SandboxError> {
     let name = nic.tap.clone();
     steps.next("tap")?;
-    tap::make(socket, &name, nic.queues, nic.mtu)?;
+    match from {
+        None => tap::make(socket, &name, nic.queues, nic.mtu)?,
+        Some(from) => tap::carry(socket, &name, nic.mtu, from)?,
+    }
     steps.done("tap", move || async move {
         let removed = Socket::open().and_then(|socket| socket.remove_link(&name));
         removed.map_err(|error| crate::describe(&error))

@@ -56,8 +56,9 @@ impl Home {
         let mut homes = Vec::new();
         for entry in entries {
             let entry = entry?;
-            let is_fresh = entry.file_name().as_encoded_bytes().starts_with(FRESH.as_bytes());
-            if entry.file_type()?.is_dir() && !is_fresh {
+            // Those that are being made, and those of the cache, are nobody's pods.
+            let is_hidden = entry.file_name().as_encoded_bytes().starts_with(b".");
+            if entry.file_type()?.is_dir() && !is_hidden {
                 homes.push(Self(entry.path()));
             }
         }

@@ -23,6 +23,7 @@ use crate::hooks::HostHooks;
 use crate::lifecycle::{ExitStatus, Phase, Pod, Refusal};
 use crate::network::{PodNamespace, PodNetwork};
 use crate::record::{Home, Mark, Record};
+use crate::spare::Spare;
 use crate::stdio::{Client, Copying, HostStdio, Stdio};
 use crate::step::{Faults, Steps};
 use crate::timeline::Timeline;
@@ -95,6 +96,8 @@ pub struct Surroundings {
     pub events: mpsc::UnboundedSender<Event>,
     /// The program that makes templates ([`crate::template::MAKER_ACTION`]); without one, only those are used that are there.
     pub maker: Option<PathBuf>,
+    /// A machine that was started ahead, which the pod gets if it fits.
+    pub spare: Option<Spare>,
     /// Steps that tests make fail.
     pub faults: Faults,
 }
@@ -163,6 +166,8 @@ pub(crate) struct State {
     pub guest: Option<Agent>,
     /// The machine's network, once it is made.
     pub network: Option<PodNetwork>,
+    /// The machine that waits for the pod.
+    pub spare: Option<Spare>,
     /// The machine, while it runs.
     pub machine: Option<Arc<dyn Machine>>,
     /// How it ends, or has ended.
@@ -286,6 +291,7 @@ impl Sandbox {
             hierarchies,
             events,
             maker,
+            spare,
             faults,
         } = surroundings;
         let id = Arc::from(record.id.as_str());
@@ -296,6 +302,7 @@ impl Sandbox {
             pod: Pod::default(),
             guest: None,
             network: None,
+            spare,
             machine: None,
             exit: None,
             disks: Disks::default(),
@@ -437,15 +444,18 @@ impl Sandbox {
                     .filter_map(|container| container.steps)
                     .collect();
                 state.pod = Pod::default();
-                (steps, state.steps.take(), copying)
+                (steps, state.steps.take(), copying, state.spare.take())
             })
             .await;
-        let Ok((containers, pod, copying)) = taken else {
+        let Ok((containers, pod, copying, spare)) = taken else {
             return;
         };
         // The machine first: what the containers' steps would ask of the agent is then moot, and refused at once.
         if let Some(steps) = pod {
             steps.undo().await;
+        }
+        if let Some(spare) = spare {
+            spare.end(&self.home).await;
         }
         for steps in containers {
             steps.undo().await;

@@ -117,6 +117,7 @@ pub fn host(config: &Config) -> Result<Facts, SurveyError> {
         run_dir: PathBuf::new(),
         share_dir: PathBuf::new(),
         template_dir: Store::at(&config.factory.template_path).half_made(),
+        has_spare: false,
         source_kinds: BTreeMap::new(),
         block_devices: BTreeMap::new(),
         disk_rootfs: None,

@@ -5,15 +5,17 @@
 //! The maker is a process of its own, outside the pod's namespaces and cgroups, and ends with who waits for it. What it could not
 //! make is not tried again for a while.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use kata_config::Config;
 use kata_factory::{FactoryError, HalfMade, Recipe, Store};
 use kata_machine::{Device, Template, Vmm, Wire};
 use kata_net::{namespace, tap};
 use kata_netlink::Socket;
 use kata_plan::{PodPlan, SharePlan, TemplatePlan};
+use kata_storage::origin::Origin;
 use kata_storage::share::FileServer;
 use kata_sys::process::die_with_parent;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -23,7 +25,7 @@ use crate::error::{SandboxError, describe};
 use crate::sandbox::Sandbox;
 
 /// What a recipe names as its maker.
-const BUILD: &str = concat!("kata ", env!("CARGO_PKG_VERSION"));
+pub(crate) const BUILD: &str = concat!("kata ", env!("CARGO_PKG_VERSION"));
 
 /// What the program of [`Surroundings::maker`](crate::Surroundings::maker) is told; the plan comes as JSON on its stdin.
 pub const MAKER_ACTION: &str = "template";
@@ -111,7 +113,7 @@ async fn make_in(
     limit: Duration,
     recipe: &Recipe,
 ) -> Result<(), SandboxError> {
-    make_taps(plan)?;
+    enter_with_taps(plan)?;
     let server = start_file_server(plan)?;
     let saved = vmm.save(&plan.machine, &half_made.files(), limit).await;
     if let Some(server) = server {
@@ -122,8 +124,11 @@ async fn make_in(
     Ok(half_made.finish(recipe)?)
 }
 
-/// The namespace and what is in it end with this process.
-fn make_taps(plan: &TemplatePlan) -> Result<(), SandboxError> {
+/// Goes into a new network namespace and makes the machine's taps there. Both end with this process.
+///
+/// # Errors
+/// [`SandboxError::Host`], [`SandboxError::Netlink`], [`SandboxError::Tap`]
+pub(crate) fn enter_with_taps(plan: &TemplatePlan) -> Result<(), SandboxError> {
     namespace::enter_new().map_err(|source| SandboxError::Host {
         act: "make another network namespace than",
         path: "/proc/thread-self/ns/net".into(),
@@ -174,15 +179,48 @@ fn tidy(plan: &TemplatePlan) {
 #[derive(Debug)]
 pub(crate) struct Chosen {
     pub template: Template,
+    /// When it began to be waited for, if it had to be made.
+    pub awaited: Option<Instant>,
     store: Store,
     recipe: Recipe,
 }
 
+/// From where and for what templates are chosen.
+pub(crate) struct Templates<'a> {
+    pub origin: &'a Origin,
+    pub config: &'a Config,
+    pub vmm: &'a dyn Vmm,
+    /// See [`Surroundings::maker`](crate::Surroundings::maker).
+    pub maker: Option<&'a Path>,
+}
+
 impl Sandbox {
+    pub(crate) fn templates(&self) -> Templates<'_> {
+        Templates {
+            origin: &self.origin,
+            config: &self.config,
+            vmm: &*self.vmm,
+            maker: self.maker.as_deref(),
+        }
+    }
+
     /// The template that the plan asks for, made if need be. Without one the machine boots, and the log says why.
     pub(crate) async fn choose_template(&self, plan: &PodPlan) -> Option<Chosen> {
-        let wanted = plan.template.as_ref()?;
-        match self.find_template(wanted).await {
+        let chosen = self.templates().choose(plan.template.as_ref()?).await;
+        if let Some(began) = chosen.as_ref().and_then(|chosen| chosen.awaited) {
+            self.note("wait for the template", began).await;
+        }
+        chosen
+    }
+}
+
+impl Templates<'_> {
+    /// This template, made if need be, where templates are enabled. Without one the machine boots, and the log says why.
+    pub async fn choose(&self, wanted: &TemplatePlan) -> Option<Chosen> {
+        if !self.config.factory.enable_template {
+            return None;
+        }
+        match self.find(wanted).await {
             Ok(chosen) => Some(chosen),
             Err(error) => {
                 let why = describe(&error);
@@ -192,9 +230,13 @@ impl Sandbox {
         }
     }
 
-    async fn find_template(&self, plan: &TemplatePlan) -> Result<Chosen, SandboxError> {
+    fn abroad<T>(&self, act: impl FnOnce() -> T) -> Result<T, SandboxError> {
+        self.origin.visit(act).map_err(|source| SandboxError::Origin { source })
+    }
+
+    async fn find(&self, plan: &TemplatePlan) -> Result<Chosen, SandboxError> {
         let store = Store::at(&self.config.factory.template_path);
-        let recipe = self.abroad(|| recipe(plan, &*self.vmm))??;
+        let recipe = self.abroad(|| recipe(plan, self.vmm))??;
         let found = match self.abroad(|| store.open(&recipe))? {
             Err(error @ FactoryError::Damaged { .. }) => {
                 // The next one finds none, and makes another.
@@ -203,21 +245,22 @@ impl Sandbox {
             }
             found => found?,
         };
-        let template = match found {
-            Some(template) => template,
+        let (template, awaited) = match found {
+            Some(template) => (template, None),
             None => {
                 if let Some(failure) = self.abroad(|| store.failure(&recipe))? {
                     return Err(SandboxError::Template(failure.to_string()));
                 }
                 let began = Instant::now();
                 self.have_made(plan, &store, &recipe).await?;
-                self.note("wait for the template", began).await;
                 let made = self.abroad(|| store.open(&recipe))??;
-                made.ok_or_else(|| SandboxError::Template("the one that was made is gone".into()))?
+                let gone = || SandboxError::Template("the one that was made is gone".into());
+                (made.ok_or_else(gone)?, Some(began))
             }
         };
         Ok(Chosen {
             template,
+            awaited,
             store,
             recipe,
         })
@@ -225,12 +268,12 @@ impl Sandbox {
 
     /// Has another process make it, on the engine's side of the host.
     async fn have_made(&self, plan: &TemplatePlan, store: &Store, recipe: &Recipe) -> Result<(), SandboxError> {
-        let Some(maker) = &self.maker else {
+        let Some(maker) = self.maker else {
             return Err(SandboxError::Template("there is none, and nobody to make one".into()));
         };
         let failed = |source| SandboxError::Host {
             act: "run",
-            path: maker.clone(),
+            path: maker.to_owned(),
             source,
         };
         let plan = serde_json::to_vec(plan).map_err(|error| failed(error.into()))?;
@@ -268,7 +311,7 @@ impl Sandbox {
     }
 
     /// Takes away a template of which no machine can be made.
-    pub(crate) fn discard_template(&self, chosen: &Chosen, error: &SandboxError) {
+    pub fn discard(&self, chosen: &Chosen, error: &SandboxError) {
         let why = describe(error);
         tracing::warn!("no machine could be made of the template, which is discarded; the machine boots: {why}");
         match self.abroad(|| chosen.store.discard(&chosen.recipe)) {
@@ -279,7 +322,7 @@ impl Sandbox {
     }
 }
 
-fn spawn(maker: &PathBuf) -> std::io::Result<tokio::process::Child> {
+fn spawn(maker: &Path) -> std::io::Result<tokio::process::Child> {
     let mut command = std::process::Command::new(maker);
     command
         .arg(MAKER_ACTION)

@@ -60,6 +60,7 @@ impl Lab {
             events,
             hierarchies: kata_cgroup::Hierarchies::default(),
             maker: None,
+            spare: None,
             faults: Faults::none(),
         });
         Self { dir, vmm, sandbox }

@@ -44,6 +44,15 @@ impl Origin {
         })
     }
 
+    /// The same, with another directory in which whoever visits it is. The path is the engine's.
+    ///
+    /// # Errors
+    /// What opening the directory failed with.
+    pub fn in_directory(mut self, directory: &Path) -> io::Result<Self> {
+        self.mounts.directory = self.visit(|| File::open(directory))??.into();
+        Ok(self)
+    }
+
     /// Lets `command` run there, in `directory` as it is there.
     ///
     /// # Errors

@@ -26,6 +26,26 @@ pub fn start_ticks(pid: u32) -> io::Result<u64> {
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, format!("/proc/{pid}/stat: {stat}")))
 }
 
+/// The processes that `pid` has started and that run, and theirs.
+pub fn descendants(pid: u32) -> Vec<u32> {
+    let mut found = Vec::new();
+    let mut asked = vec![pid];
+    while let Some(pid) = asked.pop() {
+        // Who has ended has none.
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task"));
+        for thread in threads.into_iter().flatten().flatten() {
+            let children = std::fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+            asked.extend(
+                children
+                    .split_whitespace()
+                    .filter_map(|child| child.parse::<u32>().ok()),
+            );
+        }
+        found.push(pid);
+    }
+    found.split_off(1)
+}
+
 /// A handle on a process that stays its own, whatever happens to the pid.
 #[derive(Debug)]
 pub struct PidFd(OwnedFd);
@@ -206,6 +226,26 @@ mod tests {
             start_ticks(u32::MAX).expect_err("no such pid").kind(),
             io::ErrorKind::NotFound
         );
+    }
+
+    #[test]
+    fn children_of_children_are_found() {
+        use std::io::Read;
+        use std::process::{Command, Stdio};
+        let script = "sleep 100 & echo $!; wait";
+        let mut child = Command::new("sh");
+        let mut child = child.args(["-c", script]).stdout(Stdio::piped()).spawn().expect("sh");
+        let mut line = [0; 16];
+        let length = child.stdout.take().expect("piped").read(&mut line).expect("a pid");
+        let grandchild = String::from_utf8_lossy(&line[..length])
+            .trim()
+            .parse::<u32>()
+            .expect("a pid");
+        let found = descendants(std::process::id());
+        assert!(found.contains(&child.id()) && found.contains(&grandchild), "{found:?}");
+        assert_eq!(descendants(child.id()), [grandchild]);
+        crate::child::signal(grandchild, 9).expect("killed");
+        child.wait().expect("reaped");
     }
 
     #[test]

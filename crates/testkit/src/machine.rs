@@ -46,6 +46,11 @@ impl FakeVmm {
         self.restored.load(Ordering::Relaxed)
     }
 
+    /// How many machines were ever started.
+    pub fn started(&self) -> usize {
+        self.machines.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     /// How many machines run.
     pub fn running(&self) -> usize {
         let machines = self.machines.lock().unwrap_or_else(PoisonError::into_inner);

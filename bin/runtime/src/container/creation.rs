@@ -132,7 +132,10 @@ fn start_sandbox(args: &Args, globals: &Globals, bundle: &Path) -> Result<()> {
 }
 
 /// The sandbox program: beside this one, or else in the path.
-fn sandbox_program() -> Result<PathBuf> {
+///
+/// # Errors
+/// When it is in neither place.
+pub fn sandbox_program() -> Result<PathBuf> {
     const NAME: &str = "containerd-shim-kata-v2";
     let own = std::env::current_exe().context("cannot tell where this program lies")?;
     let beside = own.with_file_name(NAME);

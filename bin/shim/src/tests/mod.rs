@@ -155,6 +155,7 @@ impl Door {
             hierarchies: kata_cgroup::Hierarchies::default,
             events,
             driver: Box::new(move |_| Arc::new(driver.clone())),
+            spare: StdMutex::default(),
         };
         let tasks = Arc::new(TaskService::new(opening, closing.clone()));
         let servers = [

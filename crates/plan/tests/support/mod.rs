@@ -29,6 +29,7 @@ pub fn facts() -> Facts {
         run_dir: "/run/kata/1f".into(),
         share_dir: "/run/kata/1f/share".into(),
         template_dir: "/run/vc/vm/template/.new".into(),
+        has_spare: false,
         source_kinds: BTreeMap::new(),
         block_devices: BTreeMap::new(),
         disk_rootfs: None,

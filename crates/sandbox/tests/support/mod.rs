@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use kata_cgroup::{Hierarchies, Hierarchy};
 use kata_config::{Config, SharedFs};
+use kata_netlink::Socket;
 use kata_sandbox::record::{Home, Record};
+use kata_sandbox::spare::{Needs, Spare};
 use kata_sandbox::stdio::Stdio;
 use kata_sandbox::step::Faults;
 use kata_sandbox::{Event, NewContainer, Process, Sandbox, SandboxError, Surroundings, network};
@@ -37,68 +39,23 @@ impl Lab {
     }
 
     pub fn configured(vmm: FakeVmm, faults: Faults, configure: impl FnOnce(&mut Config)) -> Self {
-        let dir = tempfile::tempdir().expect("tempdir");
-        let bundle = dir.path().join("bundle");
-        std::fs::create_dir_all(bundle.join("rootfs")).expect("mkdir");
-        std::fs::create_dir_all(dir.path().join("volume")).expect("mkdir");
-        std::fs::create_dir(dir.path().join("cgroup")).expect("mkdir");
-        for asset in ["vmlinux", "initrd.img"] {
-            std::fs::write(dir.path().join(asset), "x").expect("write");
-        }
-        let mut spec = serde_json::to_value(kata_bundle::default_spec()).expect("json");
-        spec["process"]["terminal"] = false.into();
-        let volume = serde_json::json!({
-            "destination": "/data", "type": "bind", "source": dir.path().join("volume"), "options": ["rbind", "ro"],
-        });
-        let service = dir.path().join("service");
-        let listener = UnixListener::bind(&service).expect("bind");
-        listener.set_nonblocking(true).expect("set");
-        let socket = serde_json::json!({"destination": "/s", "type": "bind", "source": service, "options": ["bind"]});
-        let mounts = spec["mounts"].as_array_mut().expect("mounts");
-        let number = u32::try_from(mounts.len() + 1).expect("few");
-        mounts.extend([volume, socket]);
-        std::fs::write(bundle.join("config.json"), spec.to_string()).expect("write");
+        Ground::prepare(configure).build(vmm, faults, None)
+    }
 
-        let loaded = kata_bundle::Bundle::load(&bundle).expect("bundle");
-        let home = Home::at(dir.path().join("home"));
-        std::fs::create_dir(home.path()).expect("mkdir");
-        let record = Record::new("c".into(), "test".into(), bundle);
-        home.write(&record).expect("record");
-        let mut config = Config::default();
-        config.qemu.kernel = Some(dir.path().join("vmlinux"));
-        config.qemu.initrd = Some(dir.path().join("initrd.img"));
-        config.qemu.shared_fs = Some(SharedFs::Virtio9p);
-        config.agent.dial_timeout = Duration::from_millis(500);
+    /// One in which a machine waits that was started for this configuration.
+    pub async fn waiting(vmm: FakeVmm, faults: Faults, configure: impl FnOnce(&mut Config)) -> Self {
+        let ground = Ground::prepare(|_| {});
+        let mut config = ground.config.clone();
         configure(&mut config);
-        let network = network::enter(&loaded, &config).expect("a network namespace");
-        let (sender, events) = mpsc::unbounded_channel();
-        let sandbox = Sandbox::new(Surroundings {
-            home,
-            record,
-            config: Arc::new(config.clone()),
-            vmm: Arc::new(vmm.clone()),
-            network,
-            origin: Arc::new(Origin::here().expect("origin")),
-            // A plain directory, in which cgroups can be made, but nobody can be put into them.
-            hierarchies: Hierarchies(vec![Hierarchy {
-                root: dir.path().join("cgroup"),
-                controllers: vec!["memory".into()],
-                unified: false,
-                own: PathBuf::new(),
-            }]),
-            events: sender,
+        let needs = Needs {
+            home: &ground.home,
+            config: &config,
+            vmm: &vmm,
+            origin: &Origin::here().expect("origin"),
             maker: None,
-            faults: faults.clone(),
-        });
-        Self {
-            dir,
-            vmm,
-            faults,
-            events,
-            sandbox,
-            config,
-            service: (listener, number),
-        }
+        };
+        let spare = Spare::start(&needs).await.expect("a machine that waits");
+        ground.build(vmm, faults, Some(spare))
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -129,6 +86,12 @@ impl Lab {
         assert!(self.mounts().is_empty(), "{when} left {:?}", self.mounts());
         assert_eq!(self.vmm.running(), 0, "{when} left a machine");
         assert!(self.cgroups().is_empty(), "{when} left {:?}", self.cgroups());
+    }
+
+    /// The names of the links in the pod's network namespace.
+    pub fn links(&self) -> Vec<String> {
+        let links = Socket::open().and_then(|socket| socket.links()).expect("links");
+        links.into_iter().map(|link| link.name).collect()
     }
 
     /// The names of the cgroups at the root of the host's only hierarchy.
@@ -165,6 +128,103 @@ impl Lab {
             });
         }
         words
+    }
+}
+
+/// What a lab is built on.
+struct Ground {
+    dir: tempfile::TempDir,
+    home: Home,
+    record: Record,
+    bundle: kata_bundle::Bundle,
+    config: Config,
+    service: (UnixListener, u32),
+}
+
+impl Ground {
+    fn prepare(configure: impl FnOnce(&mut Config)) -> Self {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let bundle = dir.path().join("bundle");
+        std::fs::create_dir_all(bundle.join("rootfs")).expect("mkdir");
+        std::fs::create_dir_all(dir.path().join("volume")).expect("mkdir");
+        std::fs::create_dir(dir.path().join("cgroup")).expect("mkdir");
+        for asset in ["vmlinux", "initrd.img"] {
+            std::fs::write(dir.path().join(asset), "x").expect("write");
+        }
+        let mut spec = serde_json::to_value(kata_bundle::default_spec()).expect("json");
+        spec["process"]["terminal"] = false.into();
+        let volume = serde_json::json!({
+            "destination": "/data", "type": "bind", "source": dir.path().join("volume"), "options": ["rbind", "ro"],
+        });
+        let service = dir.path().join("service");
+        let listener = UnixListener::bind(&service).expect("bind");
+        listener.set_nonblocking(true).expect("set");
+        let socket = serde_json::json!({"destination": "/s", "type": "bind", "source": service, "options": ["bind"]});
+        let mounts = spec["mounts"].as_array_mut().expect("mounts");
+        let number = u32::try_from(mounts.len() + 1).expect("few");
+        mounts.extend([volume, socket]);
+        std::fs::write(bundle.join("config.json"), spec.to_string()).expect("write");
+
+        let loaded = kata_bundle::Bundle::load(&bundle).expect("bundle");
+        let home = Home::at(dir.path().join("home"));
+        std::fs::create_dir(home.path()).expect("mkdir");
+        let record = Record::new("c".into(), "test".into(), bundle);
+        home.write(&record).expect("record");
+        let mut config = Config::default();
+        config.qemu.kernel = Some(dir.path().join("vmlinux"));
+        config.qemu.initrd = Some(dir.path().join("initrd.img"));
+        config.qemu.shared_fs = Some(SharedFs::Virtio9p);
+        config.agent.dial_timeout = Duration::from_millis(500);
+        configure(&mut config);
+        Self {
+            dir,
+            home,
+            record,
+            bundle: loaded,
+            config,
+            service: (listener, number),
+        }
+    }
+
+    fn build(self, vmm: FakeVmm, faults: Faults, spare: Option<Spare>) -> Lab {
+        let Self {
+            dir,
+            home,
+            record,
+            bundle,
+            config,
+            service,
+        } = self;
+        let network = network::enter(&bundle, &config).expect("a network namespace");
+        let (sender, events) = mpsc::unbounded_channel();
+        let sandbox = Sandbox::new(Surroundings {
+            home,
+            record,
+            config: Arc::new(config.clone()),
+            vmm: Arc::new(vmm.clone()),
+            network,
+            origin: Arc::new(Origin::here().expect("origin")),
+            // A plain directory, in which cgroups can be made, but nobody can be put into them.
+            hierarchies: Hierarchies(vec![Hierarchy {
+                root: dir.path().join("cgroup"),
+                controllers: vec!["memory".into()],
+                unified: false,
+                own: PathBuf::new(),
+            }]),
+            events: sender,
+            maker: None,
+            spare,
+            faults: faults.clone(),
+        });
+        Lab {
+            dir,
+            vmm,
+            faults,
+            events,
+            sandbox,
+            config,
+            service,
+        }
     }
 }
 
