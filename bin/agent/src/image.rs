@@ -14,6 +14,7 @@ use nix::unistd::{chdir, chroot, execv};
 
 use kata_wire::names;
 
+use crate::command_line::values;
 use crate::log;
 use crate::modules::Modules;
 use crate::uevents::Uevents;
@@ -33,10 +34,7 @@ struct Image<'a> {
 
 impl<'a> Image<'a> {
     fn read(command_line: &'a str) -> Option<Self> {
-        let value = |name: &str| {
-            let mut words = command_line.split_whitespace();
-            words.find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
-        };
+        let value = |name| values(command_line, name).next();
         Some(Self {
             device: Path::new(value("root")?),
             file_system: value("rootfstype")?,

@@ -12,6 +12,7 @@ use nix::unistd::{chdir, chroot};
 use kata_jail::cgroup;
 use kata_wire::names;
 
+use crate::command_line::values;
 use crate::log;
 use crate::modules::Modules;
 
@@ -79,11 +80,8 @@ pub fn prepare() -> anyhow::Result<Modules> {
 }
 
 /// The words of `parameter=WORD,WORD…` on the kernel's command line.
-fn listed<'a>(command_line: &'a str, parameter: &str) -> impl Iterator<Item = &'a str> {
-    let values = command_line
-        .split_whitespace()
-        .filter_map(move |word| word.strip_prefix(parameter)?.strip_prefix('='));
-    values
+fn listed<'a>(command_line: &'a str, parameter: &'a str) -> impl Iterator<Item = &'a str> {
+    values(command_line, parameter)
         .flat_map(|value| value.split(','))
         .filter(|word| !word.is_empty())
 }

@@ -8,14 +8,14 @@ use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
+use crate::command_line::values;
+
 /// Longest line, bytes; the kernel takes about 1000.
 const LONGEST: usize = 900;
 
 /// The level asked for on the kernel's command line by `parameter=LEVEL`; warnings if there is none.
 pub fn level(command_line: &str, parameter: &str) -> Level {
-    command_line
-        .split_whitespace()
-        .filter_map(|word| word.strip_prefix(parameter)?.strip_prefix('='))
+    values(command_line, parameter)
         .next_back()
         .and_then(|level| level.parse().ok())
         .unwrap_or(Level::WARN)

@@ -6,6 +6,7 @@
 
 mod channel;
 mod clock;
+mod command_line;
 mod descriptor;
 mod image;
 mod init;

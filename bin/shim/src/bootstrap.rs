@@ -74,13 +74,18 @@ fn place(flags: &Flags, bundle: &Path) -> PathBuf {
     flags.place.clone().unwrap_or_else(|| bundle.to_owned())
 }
 
+/// The configuration file that somebody names: the command line, else the pod, else containerd's options.
+pub fn named_config<'a>(flags: &'a Flags, words: &'a Words, bundle: Option<&'a Bundle>) -> Option<&'a Path> {
+    let named = flags.config.as_deref().or(bundle.and_then(Bundle::config_path));
+    named.or(words.config.as_deref())
+}
+
 /// Nothing of the host is touched for a pod that wants its network, unless the configuration says what is meant by that.
 fn refuse_host_network(flags: &Flags, words: &Words, bundle: &Bundle) -> Result<()> {
     if network::decide(bundle, &Config::default()).is_ok() {
         return Ok(());
     }
-    let named = flags.config.as_deref().or(bundle.config_path());
-    let (config, _) = Config::find(named.or(words.config.as_deref()))?;
+    let (config, _) = Config::find(named_config(flags, words, Some(bundle)))?;
     network::decide(bundle, &config)?;
     Ok(())
 }

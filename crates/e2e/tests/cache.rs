@@ -88,19 +88,19 @@ fn configure(lab: &Lab, text: &str) {
     std::fs::write(lab.outside("/etc/kata-containers/configuration.toml"), text).expect("configuration");
 }
 
+/// What there is once the directories are made that stay for the pods to come.
+fn settled(lab: &Lab) -> Snapshot {
+    let script = "mkdir -p /run/kata /run/vc/vm /sys/fs/cgroup/{cpu,cpuacct,cpuset}/kata_overhead";
+    lab.command("bash").args(["-c", script]).run().ok();
+    Snapshot::take(lab)
+}
+
 #[test]
 fn a_pod_takes_a_machine_that_waits() {
     let lab = &Lab::configured("[factory]\nvm_cache_number = 1\n");
     let runtime = runtime(lab);
     let containerd = Containerd::start(lab);
-    lab.command("bash")
-        .args([
-            "-c",
-            "mkdir -p /run/kata /run/vc/vm /sys/fs/cgroup/{cpu,cpuacct,cpuset}/kata_overhead",
-        ])
-        .run()
-        .ok();
-    let before = Snapshot::take(lab);
+    let before = settled(lab);
     factory(lab, "status").ok().stdout("vm cache is off\n");
     factory(lab, "destroy").ok().stdout("vm factory destroyed\n");
     let init = r#"for dir in /sys/fs/cgroup/*/; do
@@ -216,14 +216,7 @@ fn a_pod_takes_a_machine_that_waits() {
 fn those_that_nobody_takes_are_replaced_or_leave_nothing() {
     const CONFIGURATION: &str = "[factory]\nenable_template = true\nvm_cache_number = 2\n";
     let lab = &Lab::configured(CONFIGURATION);
-    lab.command("bash")
-        .args([
-            "-c",
-            "mkdir -p /run/kata /run/vc/vm /sys/fs/cgroup/{cpu,cpuacct,cpuset}/kata_overhead",
-        ])
-        .run()
-        .ok();
-    let before = Snapshot::take(lab);
+    let before = settled(lab);
     factory(lab, "init").ok().says("vm cache: 2 of 2 ready, pids ");
     let waiting = ready(lab);
     let vmms = || {

@@ -98,12 +98,13 @@ impl Content {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
-    fn sample() -> Content {
+    /// An init and a console.
+    pub fn sample() -> Content {
         let mut content = Content::default();
         content.add("init", Entry::File(0o755, b"#!".to_vec())).unwrap();
         content.add("dev/console", Entry::CharacterDevice(0o600, 5, 1)).unwrap();

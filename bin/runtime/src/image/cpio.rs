@@ -57,13 +57,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-
-    fn sample() -> Content {
-        let mut content = Content::default();
-        content.add("init", Entry::File(0o755, b"#!".to_vec())).unwrap();
-        content.add("dev/console", Entry::CharacterDevice(0o600, 5, 1)).unwrap();
-        content
-    }
+    use crate::image::content::tests::sample;
 
     #[test]
     fn the_bytes_are_exactly_these() {

@@ -11,6 +11,7 @@ use kata_sandbox::record::{Home, Mark, Record};
 use kata_sandbox::{describe, recover, spare};
 use kata_sys::process::descendants;
 
+use crate::bootstrap::named_config;
 use crate::cache::{Handover, TALK_LIMIT, Taken};
 use crate::flags::Flags;
 use crate::serve::{configuration, events_address};
@@ -31,9 +32,8 @@ pub enum Taking {
 /// # Errors
 /// A sandbox process that was taken, does not answer and cannot be cleaned up after.
 pub fn take(flags: &Flags, words: &Words, bundle: Option<&Bundle>, home: &Home, record: &Record) -> Result<Taking> {
-    let named = flags.config.as_deref().or(bundle.and_then(Bundle::config_path));
     // What is wrong with the configuration is for the sandbox process to say.
-    let Ok((config, _)) = configuration(named.or(words.config.as_deref()), bundle) else {
+    let Ok((config, _)) = configuration(named_config(flags, words, bundle), bundle) else {
         return Ok(Taking::Nobody(None));
     };
     if config.factory.vm_cache_number == 0 {
