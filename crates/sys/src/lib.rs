@@ -9,6 +9,7 @@ pub mod listener;
 pub mod loopback;
 pub mod passing;
 pub mod process;
+pub mod ptrace;
 pub mod pty;
 pub mod random;
 pub mod seccomp;
