@@ -356,7 +356,7 @@ fn kind(process: Pid, pidfd: BorrowedFd<'_>, number: i32, outside: &Mark) -> Res
             mask: field("sigmask:", 16).unwrap_or_default(),
             nonblocking,
         },
-        _ if text.starts_with("socket:") => socket(pidfd, number)?,
+        _ if text.starts_with("socket:") => socket(pidfd, number, nonblocking)?,
         _ => match fs::metadata(&path) {
             Ok(metadata) if same_file(&mark_of(&metadata), outside) => Kind::Outside,
             Ok(metadata) if metadata.is_file() && metadata.nlink() > 0 || text == "/dev/urandom" || text == "/dev/null" => {
@@ -367,7 +367,7 @@ fn kind(process: Pid, pidfd: BorrowedFd<'_>, number: i32, outside: &Mark) -> Res
     })
 }
 
-fn socket(pidfd: BorrowedFd<'_>, number: i32) -> Result<Kind, CheckpointError> {
+fn socket(pidfd: BorrowedFd<'_>, number: i32, nonblocking: bool) -> Result<Kind, CheckpointError> {
     use nix::sys::socket::{UnixAddr, getpeername, getsockname, getsockopt, sockopt};
     let failed = CheckpointError::kernel(format!("take a copy of descriptor {number}"));
     let copy = sys::copy_descriptor(pidfd, number).map_err(failed)?;
@@ -377,5 +377,6 @@ fn socket(pidfd: BorrowedFd<'_>, number: i32) -> Result<Kind, CheckpointError> {
         own,
         peer: path(getpeername(copy.as_raw_fd())),
         listens: getsockopt(&copy, sockopt::AcceptConn).unwrap_or(false),
+        nonblocking,
     })
 }

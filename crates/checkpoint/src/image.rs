@@ -102,6 +102,8 @@ pub enum Kind {
         peer: Option<PathBuf>,
         /// Whether it takes connections.
         listens: bool,
+        /// Whether it does not block.
+        nonblocking: bool,
     },
     /// Something else, by the link in `/proc`.
     Other {
@@ -122,6 +124,16 @@ impl Image {
         file.write_all_at(&head, 0)
             .map_err(CheckpointError::kernel("write an image"))?;
         Ok((head.len() as u64).next_multiple_of(PAGE))
+    }
+
+    /// Whether this is the beginning of an image.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Kernel`]
+    pub fn is_in(file: &File) -> Result<bool, CheckpointError> {
+        let mut mark = [0; MARK.len()];
+        let count = file.read_at(&mut mark, 0).map_err(CheckpointError::kernel("read an image"))?;
+        Ok(&mark[..count] == MARK)
     }
 
     /// Reads a description; answers with it where the pages begin.

@@ -60,9 +60,29 @@ pub fn begin(command: &mut std::process::Command) {
 /// its file, and lets it go on.
 ///
 /// # Errors
-/// See [`CheckpointError`]. The child must be killed then.
+/// See [`CheckpointError`]. The child is killed then, and its parent can wait for it.
 pub fn restore(pid: u32, image: &Image, pages_at: u64, needs: Needs) -> Result<Restored, CheckpointError> {
     let process = Pid::from_raw(pid.cast_signed());
+    let mut begun = Vec::new();
+    let restored = make(process, image, pages_at, needs, &mut begun);
+    if restored.is_err() {
+        let _ = nix::sys::signal::kill(process, Signal::SIGKILL);
+        // The first thread's end is told when those of the others were heard.
+        for thread in begun {
+            while let Ok(WaitStatus::Stopped(..) | WaitStatus::PtraceEvent(..)) = wait(thread) {}
+        }
+    }
+    restored
+}
+
+/// As [`restore`]; the threads that were begun are added to `begun`.
+fn make(
+    process: Pid,
+    image: &Image,
+    pages_at: u64,
+    needs: Needs,
+    begun: &mut Vec<Pid>,
+) -> Result<Restored, CheckpointError> {
     match wait(process)? {
         WaitStatus::Stopped(_, Signal::SIGTRAP) => {}
         other => return Err(astray(&other, &[Call::new("begin its program", 0, [])])),
@@ -77,6 +97,7 @@ pub fn restore(pid: u32, image: &Image, pages_at: u64, needs: Needs) -> Result<R
         image,
         mappings: mappings(process)?,
         text: Vec::new(),
+        begun,
     };
     let place = child.free_place(DESK, &[])?;
     let desk = child.furnish(place)?;
@@ -124,6 +145,8 @@ struct Child<'a> {
     mappings: Vec<Mapping>,
     /// Bytes that calls point to, and how they came there.
     text: Vec<u8>,
+    /// Its threads but for the first.
+    begun: &'a mut Vec<Pid>,
 }
 
 impl<'a> Child<'a> {
@@ -321,7 +344,7 @@ impl<'a> Child<'a> {
         Ok(threads)
     }
 
-    fn make_thread(&self, desk: &Desk<'_>, thread: &Thread) -> Result<Pid, CheckpointError> {
+    fn make_thread(&mut self, desk: &Desk<'_>, thread: &Thread) -> Result<Pid, CheckpointError> {
         let flags = libc::CLONE_VM
             | libc::CLONE_FS
             | libc::CLONE_FILES
@@ -347,6 +370,7 @@ impl<'a> Child<'a> {
         }
         let told = ptrace::getevent(self.process).map_err(CheckpointError::errno("hear of a new thread"))?;
         let new = Pid::from_raw(i32::try_from(told).unwrap_or_default());
+        self.begun.push(new);
         ptrace::cont(self.process, None).map_err(CheckpointError::errno("let a thread go on"))?;
         match (wait(self.process)?, wait(new)?) {
             (WaitStatus::Stopped(_, Signal::SIGTRAP), WaitStatus::Stopped(_, Signal::SIGSTOP)) => Ok(new),

@@ -22,7 +22,7 @@ pub(crate) fn settle(directory: &Path) -> io::Result<()> {
     if statfs(directory)?.filesystem_type() == TMPFS_MAGIC {
         return Ok(());
     }
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     Ok(mount(Some(SOURCE), directory, Some("tmpfs"), flags, Some("mode=0700"))?)
 }
 

@@ -132,6 +132,9 @@ pub trait Vmm: Send + Sync {
     /// See [`MachineError`]; after an error no process is left, but perhaps parts of the files.
     async fn save(&self, spec: &MachineSpec, files: &TemplateFiles, limit: Duration) -> Result<(), MachineError>;
 
+    /// Experiment.
+    async fn imprint(&self, _spec: &MachineSpec, _files: &TemplateFiles) -> Result<(), MachineError> { Ok(()) }
+
     /// Makes a machine of a template whose [`recipe`](Self::recipe) is that of `spec`, and lets the guest run on. The host's
     /// ends of its devices are those of `spec`. Otherwise as [`boot`](Self::boot).
     ///

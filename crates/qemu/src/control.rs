@@ -94,11 +94,7 @@ impl Control {
     /// [`ControlError`]; [`ControlError::Silent`] when all of it takes longer than `limit`.
     pub(crate) async fn open(stream: UnixStream, last_words: LastWords, limit: Duration) -> Result<Self, ControlError> {
         let (reader, writer) = stream.into_split();
-        let mut lines = Lines {
-            reader,
-            buffer: Vec::new(),
-            searched: 0,
-        };
+        let mut lines = Lines::of(reader);
         let greeting = timeout(limit, lines.next())
             .await
             .map_err(|_| ControlError::Silent { limit })??;
@@ -106,12 +102,22 @@ impl Control {
             Line::Greeting { version } => tracing::debug!(%version, "QMP greeting"),
             _ => return Err(garbage(&greeting)),
         }
+        let control = Self::converse(lines, writer, last_words);
+        control.execute("qmp_capabilities", limit).await?;
+        Ok(control)
+    }
+
+    /// Goes on with a QEMU that takes us for whom it has greeted before.
+    pub(crate) fn go_on(stream: UnixStream, last_words: LastWords) -> Self {
+        let (reader, writer) = stream.into_split();
+        Self::converse(Lines::of(reader), writer, last_words)
+    }
+
+    fn converse(lines: Lines, writer: OwnedWriteHalf, last_words: LastWords) -> Self {
         let (requests, received) = mpsc::channel(8);
         let events = Events::default();
         tokio::spawn(converse(lines, writer, received, last_words, events.clone()));
-        let control = Self { requests, events };
-        control.execute("qmp_capabilities", limit).await?;
-        Ok(control)
+        Self { requests, events }
     }
 
     /// Runs a command that takes no arguments.
@@ -339,6 +345,14 @@ struct Lines {
 }
 
 impl Lines {
+    fn of(reader: OwnedReadHalf) -> Self {
+        Self {
+            reader,
+            buffer: Vec::new(),
+            searched: 0,
+        }
+    }
+
     async fn next(&mut self) -> Result<Vec<u8>, ControlError> {
         loop {
             if let Some(end) = self.buffer[self.searched..].iter().position(|&byte| byte == b'\n') {

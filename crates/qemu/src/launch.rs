@@ -13,7 +13,7 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 use kata_machine::{Exit, ExitWatch, MachineError, Wire};
-use kata_sys::process::{PidFd, die_with_parent, forbid_device_nodes, give_fds};
+use kata_sys::process::{PidFd, die_with_parent, forbid_device_nodes, give_fds, keep_descriptors};
 use kata_sys::tun::open_tap;
 use nix::sys::signal::Signal;
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -60,6 +60,15 @@ pub(crate) struct Process {
     exit: ExitWatch,
 }
 
+/// What else is done to a process that has started and not yet begun.
+pub(crate) trait Making {
+    /// Changes how it is started.
+    fn prepare(&self, command: &mut std::process::Command);
+
+    /// Makes something of it.
+    fn make(&mut self, pid: u32) -> Result<(), MachineError>;
+}
+
 /// Starts `line` in a process group of its own, with `files` open under their numbers; it dies with the calling thread.
 ///
 /// # Errors
@@ -68,6 +77,7 @@ pub(crate) fn launch(
     line: &[String],
     files: Vec<(File, RawFd)>,
     console_log: Option<File>,
+    making: Option<&mut dyn Making>,
 ) -> Result<Launched, MachineError> {
     let [program, arguments @ ..] = line else {
         return Err(MachineError::Unsupported("an empty command line".into()));
@@ -83,12 +93,16 @@ pub(crate) fn launch(
         .stderr(Stdio::piped())
         .process_group(0);
     die_with_parent(&mut command);
+    keep_descriptors(&mut command);
     give_fds(
         &mut command,
         files.iter().map(|(file, number)| (file.as_raw_fd(), *number)).collect(),
     );
     // Its own file server (virtio-9p) would make those that the guest asks for, with the host's numbers.
     forbid_device_nodes(&mut command);
+    if let Some(making) = &making {
+        making.prepare(&mut command);
+    }
     let mut command = Command::from(command);
     let spawned = command.kill_on_drop(true).spawn();
     // The command still holds their ends; while it does, the console would not end with QEMU.
@@ -105,6 +119,9 @@ pub(crate) fn launch(
     let last_words = LastWords::default();
     // Not reaped before the task below runs, so that the pid still names it.
     let pid = child.id().ok_or_else(|| start_error(io::ErrorKind::NotFound.into()))?;
+    if let Some(making) = making {
+        making.make(pid)?;
+    }
     let handle = PidFd::open(pid).map_err(start_error)?;
 
     let outputs = [

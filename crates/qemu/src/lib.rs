@@ -8,6 +8,7 @@ mod board;
 mod channel;
 mod control;
 mod disk;
+mod frozen;
 mod image;
 mod launch;
 mod machine;
@@ -18,6 +19,7 @@ mod room;
 mod tail;
 mod template;
 mod version;
+mod vhost_user;
 
 use std::time::Duration;
 
@@ -50,6 +52,10 @@ impl Vmm for Qemu {
 
     async fn save(&self, spec: &MachineSpec, files: &TemplateFiles, limit: Duration) -> Result<(), MachineError> {
         template::save(spec, files, GREETING_LIMIT, limit).await
+    }
+
+    async fn imprint(&self, spec: &MachineSpec, files: &TemplateFiles) -> Result<(), MachineError> {
+        frozen::save(spec, files, GREETING_LIMIT).await
     }
 
     async fn restore(&self, spec: &MachineSpec, template: &Template) -> Result<Box<dyn Machine>, MachineError> {

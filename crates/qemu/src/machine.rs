@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use crate::control::{Control, ControlError};
 use crate::disk::Disks;
-use crate::launch::{self, Launched, Process};
+use crate::launch::{self, Making, Process};
 use crate::news::{Listening, News};
 use crate::render::{MEMORY_FD, Start};
 use crate::room::Room;
@@ -41,6 +41,8 @@ pub(crate) struct QemuMachine {
     process: Process,
     disks: Disks,
     room: Room,
+    /// Of threads that QEMU believes to have other ids: those, and the ones that they have.
+    pub(crate) threads: Vec<(u32, u32)>,
 }
 
 /// The command that [`boot`] runs.
@@ -97,35 +99,41 @@ pub(crate) async fn start(
     let mut traces = Traces::of(spec);
     let console_log = spec.debug.then(|| launch::open_log(&traces.console_log)).transpose()?;
     tracing::debug!(id = %spec.id, command = ?line, "starting QEMU");
-    let Launched {
-        process,
-        control,
-        console,
-        last_words,
-    } = launch::launch(&line, files, console_log)?;
+    let launched = launch::launch(&line, files, console_log, None)?;
     let greeted = tokio::select! {
-        greeted = Control::open(control, last_words, greeting_limit) => greeted,
-        _ = process.ended() => Err(ControlError::Closed),
+        greeted = Control::open(launched.control, launched.last_words, greeting_limit) => greeted,
+        _ = launched.process.ended() => Err(ControlError::Closed),
     };
     match greeted {
         Ok(control) => {
             traces.keep = true;
-            Ok(QemuMachine {
-                vmm: spec.vmm.clone(),
-                channel: spec.channel.clone(),
-                control,
-                console,
-                process,
-                disks: Disks::default(),
-                room: Room::of(spec),
-            })
+            Ok(QemuMachine::new(spec, control, launched.console, launched.process))
         }
         Err(error) => {
-            let error = explain(&process, &spec.vmm, "its greeting", error).await;
-            process.kill().await;
+            let error = explain(&launched.process, &spec.vmm, "its greeting", error).await;
+            launched.process.kill().await;
             Err(error)
         }
     }
+}
+
+/// Starts QEMU with `files`, and has `making` make of it one that has greeted already.
+///
+/// # Errors
+/// See [`MachineError`].
+pub(crate) fn go_on(
+    spec: &MachineSpec,
+    files: Vec<(File, RawFd)>,
+    making: &mut dyn Making,
+) -> Result<QemuMachine, MachineError> {
+    let line = command_line(spec, Start::Restore)?;
+    let mut traces = Traces::of(spec);
+    let console_log = spec.debug.then(|| launch::open_log(&traces.console_log)).transpose()?;
+    tracing::debug!(id = %spec.id, command = ?line, "making QEMU of a template");
+    let launched = launch::launch(&line, files, console_log, Some(making))?;
+    traces.keep = true;
+    let control = Control::go_on(launched.control, launched.last_words);
+    Ok(QemuMachine::new(spec, control, launched.console, launched.process))
 }
 
 /// QEMU would say it, too, but later and in its own words.
@@ -202,6 +210,19 @@ impl Drop for Traces {
 }
 
 impl QemuMachine {
+    fn new(spec: &MachineSpec, control: Control, console: Tail, process: Process) -> Self {
+        Self {
+            vmm: spec.vmm.clone(),
+            channel: spec.channel.clone(),
+            control,
+            console,
+            process,
+            disks: Disks::default(),
+            room: Room::of(spec),
+            threads: Vec::new(),
+        }
+    }
+
     async fn execute(&self, command: &'static str) -> Result<(), MachineError> {
         self.execute_with(command, Value::Null, None).await
     }
@@ -316,7 +337,8 @@ impl Machine for QemuMachine {
         let cpus = self.ask("query-cpus-fast", Value::Null).await?;
         let threads = cpus.as_array().into_iter().flatten();
         let threads = threads.filter_map(|cpu| u32::try_from(cpu.get("thread-id")?.as_u64()?).ok());
-        Ok(threads.collect())
+        let real = |told| self.threads.iter().find(|&&(id, _)| id == told).map_or(told, |&(_, id)| id);
+        Ok(threads.map(real).collect())
     }
 
     async fn resize(&self, wish: Size) -> Result<Size, MachineError> {

@@ -18,6 +18,7 @@ use nix::sys::sendfile::sendfile64;
 use nix::unistd::{Whence, lseek64};
 use serde_json::{Value, json};
 
+use crate::frozen;
 use crate::machine::{self, QemuMachine};
 use crate::news::News;
 use crate::render::{self, AGENT_PORT, Start};
@@ -84,20 +85,47 @@ pub(crate) async fn restore(
     greeting_limit: Duration,
 ) -> Result<QemuMachine, MachineError> {
     recipe(spec)?;
+    if frozen::is_in(template)? {
+        let machine = frozen::restore(spec, template).await?;
+        machine.resume().await?;
+        return Ok(machine);
+    }
+    let memory = memory(spec.memory_backing, template)?;
+    let machine = go_on(spec, template, memory, greeting_limit).await?;
+    machine.resume().await?;
+    Ok(machine)
+}
+
+/// The memory of a new machine of the template.
+pub(crate) fn memory(backing: MemoryBacking, template: &Template) -> Result<File, MachineError> {
+    let failed = |act: &str| {
+        let what = format!("cannot {act} the template's memory");
+        move |source| MachineError::Host { what, source }
+    };
+    match backing {
+        MemoryBacking::Private => template.memory.try_clone().map_err(failed("open")),
+        MemoryBacking::SharedMemfd => copy(&template.memory).map_err(|errno| failed("copy")(errno.into())),
+    }
+}
+
+/// A machine with this memory that stands where the template's state says.
+pub(crate) async fn go_on(
+    spec: &MachineSpec,
+    template: &Template,
+    memory: File,
+    greeting_limit: Duration,
+) -> Result<QemuMachine, MachineError> {
     let failed = |act: &str| {
         let what = format!("cannot {act} the template");
         move |source| MachineError::Host { what, source }
-    };
-    let memory = match spec.memory_backing {
-        MemoryBacking::Private => template.memory.try_clone().map_err(failed("open"))?,
-        MemoryBacking::SharedMemfd => copy(&template.memory).map_err(|errno| failed("copy")(errno.into()))?,
     };
     let mut state = template.state.try_clone().map_err(failed("open"))?;
     // Clones of a descriptor have one position.
     state.rewind().map_err(failed("rewind"))?;
     let machine = machine::start(spec, Start::Restore, Some(memory), greeting_limit).await?;
     transfer(&machine, "migrate-incoming", state.into()).await?;
-    machine.resume().await?;
+    // What it has read it needs not keep open.
+    machine.execute_with("remove-fd", json!({ "fdset-id": 1 }), None).await?;
     Ok(machine)
 }
 
@@ -131,10 +159,16 @@ async fn transfer(machine: &QemuMachine, command: &'static str, state: OwnedFd) 
 }
 
 /// A file in memory with the same data and holes.
-fn copy(memory: &File) -> nix::Result<File> {
-    let copy = File::from(memfd_create(c"kata-memory", MFdFlags::MFD_CLOEXEC)?);
+pub(crate) fn copy(memory: &File) -> nix::Result<File> {
+    let mut copy = File::from(memfd_create(c"kata-memory", MFdFlags::MFD_CLOEXEC)?);
+    copy_into(memory, &mut copy)?;
+    Ok(copy)
+}
+
+/// Gives an empty file the same data and holes.
+pub(crate) fn copy_into(memory: &File, copy: &mut File) -> nix::Result<()> {
     let length = lseek64(memory, 0, Whence::SeekEnd)?;
-    nix::unistd::ftruncate(&copy, length)?;
+    nix::unistd::ftruncate(&*copy, length)?;
     let mut hole = 0;
     while hole < length {
         let mut data = match lseek64(memory, hole, Whence::SeekData) {
@@ -143,7 +177,7 @@ fn copy(memory: &File) -> nix::Result<File> {
             data => data?,
         };
         hole = lseek64(memory, data, Whence::SeekHole)?;
-        lseek64(&copy, data, Whence::SeekSet)?;
+        lseek64(&*copy, data, Whence::SeekSet)?;
         while data < hole {
             let left = usize::try_from(hole - data).unwrap_or(usize::MAX);
             if sendfile64(copy.as_fd(), memory.as_fd(), Some(&mut data), left)? == 0 {
@@ -151,7 +185,7 @@ fn copy(memory: &File) -> nix::Result<File> {
             }
         }
     }
-    Ok(copy)
+    Ok(())
 }
 
 fn create(path: &Path) -> Result<File, MachineError> {

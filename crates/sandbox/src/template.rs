@@ -120,6 +120,12 @@ async fn make_in(
         server.stop().await;
     }
     saved?;
+    let server = start_file_server(plan)?;
+    let saved = vmm.imprint(&plan.machine, &half_made.files()).await;
+    if let Some(server) = server {
+        server.stop().await;
+    }
+    saved?;
     tidy(plan);
     Ok(half_made.finish(recipe)?)
 }
@@ -150,11 +156,7 @@ pub(crate) fn enter_with_taps(plan: &TemplatePlan) -> Result<(), SandboxError> {
 
 fn start_file_server(plan: &TemplatePlan) -> Result<Option<FileServer>, SandboxError> {
     let (SharePlan::VirtioFs { source, .. } | SharePlan::NineP { source, .. }) = &plan.share;
-    std::fs::create_dir(source).map_err(|error| SandboxError::Host {
-        act: "make",
-        path: source.clone(),
-        source: error,
-    })?;
+    let _ = std::fs::create_dir(source);
     match &plan.share {
         SharePlan::VirtioFs {
             daemon,

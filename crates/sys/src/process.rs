@@ -167,6 +167,22 @@ pub fn forbid_device_nodes(command: &mut std::process::Command) {
     unsafe { command.pre_exec(before_exec) };
 }
 
+/// Lets the child that `command` will start have no descriptors of ours but its stdio, whether we know of them or not. To be called before
+/// [`give_fds`].
+pub fn keep_descriptors(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt;
+    let before_exec = || {
+        const FIRST: libc::c_uint = 3;
+        // SAFETY: takes integers only. The descriptors stay open until the program begins, so nobody loses one in use.
+        let done = unsafe {
+            libc::syscall(libc::SYS_close_range, FIRST, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC)
+        };
+        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    };
+    // SAFETY: between fork and exec the closure makes one system call and allocates nothing.
+    unsafe { command.pre_exec(before_exec) };
+}
+
 /// Hands descriptors to the child that `command` will start: each `(fd, number)` is open as `number` in the child,
 /// without close-on-exec. The descriptors must stay open until the command is started.
 pub fn give_fds(command: &mut std::process::Command, fds: Vec<(RawFd, RawFd)>) {
