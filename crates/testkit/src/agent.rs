@@ -347,6 +347,11 @@ impl proto::Agent for FakeAgent {
         Ok(proto::Empty::new())
     }
 
+    async fn reset(&self, _: &TtrpcContext, _: proto::Empty) -> Done {
+        self.note("reset", &[])?;
+        Ok(proto::Empty::new())
+    }
+
     async fn stats(&self, _: &TtrpcContext, request: proto::ContainerRef) -> ttrpc::Result<proto::StatsResponse> {
         self.note("stats", &[&request.container_id])?;
         Ok(proto::StatsResponse::default())
