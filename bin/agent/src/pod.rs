@@ -2,6 +2,7 @@
 //! never held while anything is awaited.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -79,6 +80,8 @@ pub struct Pod {
     pub modules: Modules,
     /// When we began.
     pub boot: Arc<Boot>,
+    /// The guest's name until a pod has given it another.
+    pub hostname: OsString,
     state: Mutex<State>,
 }
 
@@ -88,6 +91,7 @@ impl Pod {
         Self {
             modules,
             boot,
+            hostname: nix::unistd::gethostname().unwrap_or_default(),
             state: Mutex::default(),
         }
     }

@@ -255,6 +255,14 @@ impl Agent {
         ask!(self.stats(container_ref(container)))
     }
 
+    /// Has the guest forget its pod, whose containers must be gone: it is then as before [`set_up`](Self::set_up).
+    ///
+    /// # Errors
+    /// See [`AgentError`]; [`AgentError::WrongState`] while there are containers.
+    pub async fn reset(&self) -> Result<(), AgentError> {
+        ask!(self.reset(proto::Empty::new())).map(drop)
+    }
+
     /// Asks the guest to power off. It may be gone before it answers, so there is nothing to learn from the answer.
     pub async fn shut_down(&self, limit: Duration) {
         let _ = self.client.shutdown(bounded(limit), &proto::Empty::new()).await;

@@ -11,6 +11,6 @@ mod template;
 
 pub use device::{Device, Wire};
 pub use disk::{Disk, DiskAccess, DiskAddress, DiskAio};
-pub use port::{Exit, ExitWatch, Machine, MachineError, Transport, Vmm};
+pub use port::{Draft, Exit, ExitWatch, Machine, MachineError, Transport, Vmm};
 pub use spec::{Accelerator, Boot, Channel, Growth, Image, MachineSpec, MemoryBacking, MemoryGrowth, Root, Size};
 pub use template::{Template, TemplateFiles};

@@ -125,12 +125,17 @@ pub trait Vmm: Send + Sync {
     /// [`MachineError::Unsupported`] for what this VMM cannot express, or cannot save.
     fn recipe(&self, spec: &MachineSpec) -> Result<Vec<String>, MachineError>;
 
-    /// Boots the machine until its agent listens, which may take `limit`, writes it into `files`, and ends it. As for
+    /// Boots a machine that is to be saved in `files`, until its agent listens, which may take `limit`. As for
     /// [`boot`](Self::boot), the VMM ends with the calling thread.
     ///
     /// # Errors
     /// See [`MachineError`]; after an error no process is left, but perhaps parts of the files.
-    async fn save(&self, spec: &MachineSpec, files: &TemplateFiles, limit: Duration) -> Result<(), MachineError>;
+    async fn draft(
+        &self,
+        spec: &MachineSpec,
+        files: &TemplateFiles,
+        limit: Duration,
+    ) -> Result<Box<dyn Draft>, MachineError>;
 
     /// Experiment.
     async fn imprint(&self, _spec: &MachineSpec, _files: &TemplateFiles) -> Result<(), MachineError> { Ok(()) }
@@ -141,6 +146,35 @@ pub trait Vmm: Send + Sync {
     /// # Errors
     /// See [`MachineError`]; after an error no process and no file of the machine is left.
     async fn restore(&self, spec: &MachineSpec, template: &Template) -> Result<Box<dyn Machine>, MachineError>;
+}
+
+/// A machine that is to be saved; its agent listens. Dropping it kills the VMM.
+#[async_trait]
+pub trait Draft: Send + Sync {
+    /// How the VMM ended, as soon as it has.
+    fn exit(&self) -> ExitWatch;
+
+    /// A byte stream to the agent. It is to be closed before the machine is saved.
+    ///
+    /// # Errors
+    /// [`MachineError::Host`] when the channel cannot be reached.
+    async fn connect(&mut self) -> Result<Box<dyn Transport>, MachineError>;
+
+    /// The last lines (at most 4 KiB) that the guest's console has shown.
+    fn console_tail(&self) -> String;
+
+    /// Writes the machine into its files and ends it. If there was a connection to its agent, waits for at most `limit` until that
+    /// listens again.
+    ///
+    /// # Errors
+    /// See [`MachineError`]; no process is left then, but perhaps parts of the files.
+    async fn save(self: Box<Self>, limit: Duration) -> Result<(), MachineError>;
+
+    /// Ends it, and leaves the files as they are.
+    ///
+    /// # Errors
+    /// [`MachineError`] for why it had ended before.
+    async fn discard(self: Box<Self>) -> Result<(), MachineError>;
 }
 
 /// A running machine. Dropping it kills the VMM.

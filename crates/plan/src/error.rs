@@ -164,6 +164,12 @@ pub enum PlanError {
         #[source]
         source: serde_json::Error,
     },
+    /// The container of a template's rehearsal makes no sense: a bug of ours.
+    #[error("the container of a template's rehearsal: {reason}")]
+    Rehearsal {
+        /// What is wrong with it.
+        reason: String,
+    },
     /// JSON that cannot be written: a bug of ours.
     #[error("cannot write the guest's specification")]
     Json(#[from] serde_json::Error),

@@ -12,6 +12,7 @@ use kata_wire::names::LOAD_PARAMETER;
 use serde::{Deserialize, Serialize};
 
 use crate::pod::{self, Parts};
+use crate::rehearsal::{RehearsalPlan, rehearsal};
 use crate::share::{self, SharePlan};
 use crate::{Facts, PlanError, network, sizing};
 
@@ -22,6 +23,8 @@ pub struct TemplatePlan {
     pub machine: MachineSpec,
     /// Its share, in which there is nothing.
     pub share: SharePlan,
+    /// What its guest does before it is saved.
+    pub rehearsal: RehearsalPlan,
     /// The files that make it what it is.
     pub made_of: Vec<PathBuf>,
 }
@@ -71,6 +74,7 @@ pub fn template(config: &Config, facts: &Facts) -> Result<TemplatePlan, PlanErro
             .chain(machine.firmware.clone())
             .chain(daemon)
             .collect(),
+        rehearsal: rehearsal(config, &facts)?,
         machine,
         share,
     })

@@ -24,7 +24,7 @@ mod vhost_user;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use kata_machine::{Machine, MachineError, MachineSpec, Template, TemplateFiles, Vmm};
+use kata_machine::{Draft, Machine, MachineError, MachineSpec, Template, TemplateFiles, Vmm};
 
 pub use accelerator::{AcceleratorChoice, probe};
 pub use version::{VersionError, version};
@@ -50,8 +50,13 @@ impl Vmm for Qemu {
         template::recipe(spec)
     }
 
-    async fn save(&self, spec: &MachineSpec, files: &TemplateFiles, limit: Duration) -> Result<(), MachineError> {
-        template::save(spec, files, GREETING_LIMIT, limit).await
+    async fn draft(
+        &self,
+        spec: &MachineSpec,
+        files: &TemplateFiles,
+        limit: Duration,
+    ) -> Result<Box<dyn Draft>, MachineError> {
+        Ok(Box::new(template::draft(spec, files, GREETING_LIMIT, limit).await?))
     }
 
     async fn imprint(&self, spec: &MachineSpec, files: &TemplateFiles) -> Result<(), MachineError> {

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use kata_machine::{Channel, Disk, DiskAddress, ExitWatch, Machine, MachineError, MachineSpec, Root, Size, Transport};
+use kata_machine::{Channel, Disk, DiskAddress, Exit, ExitWatch, Machine, MachineError, MachineSpec, Root, Size, Transport};
 use kata_sys::tsc;
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -227,6 +227,14 @@ impl QemuMachine {
         self.execute_with(command, Value::Null, None).await
     }
 
+    /// What to say of its end.
+    pub(crate) fn died(&self, exit: Exit) -> MachineError {
+        MachineError::Died {
+            vmm: self.vmm.clone(),
+            exit,
+        }
+    }
+
     /// Listens from now on for what happens to the machine.
     pub(crate) fn listen(&self) -> Listening {
         self.control.listen()
@@ -305,10 +313,7 @@ impl Machine for QemuMachine {
     async fn connect(&self) -> Result<Box<dyn Transport>, MachineError> {
         let opened = channel::open(&self.channel, self.exit()).await;
         match self.exit().borrow().clone() {
-            Some(exit) if opened.is_err() => Err(MachineError::Died {
-                vmm: self.vmm.clone(),
-                exit,
-            }),
+            Some(exit) if opened.is_err() => Err(self.died(exit)),
             _ => opened,
         }
     }

@@ -1,4 +1,4 @@
-//! Templates: a machine is written to files at the moment when its agent begins to listen, and others go on from there.
+//! Templates: a machine is written to files while its agent listens, and others go on from there.
 //!
 //! QEMU does it as a migration. The memory is not in the stream, because it is a file (`x-ignore-shared`). A machine of a
 //! template maps that file privately, so that all share what none has written to; one with vhost-user daemons, which see only
@@ -8,10 +8,13 @@ use std::fs::File;
 use std::io::Seek;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use kata_machine::{Channel, Exit, Machine, MachineError, MachineSpec, MemoryBacking, Template, TemplateFiles};
+use async_trait::async_trait;
+use kata_machine::{
+    Channel, Draft, Exit, ExitWatch, Machine, MachineError, MachineSpec, MemoryBacking, Template, TemplateFiles, Transport,
+};
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::sendfile::sendfile64;
@@ -20,7 +23,7 @@ use serde_json::{Value, json};
 
 use crate::frozen;
 use crate::machine::{self, QemuMachine};
-use crate::news::News;
+use crate::news::{Listening, News};
 use crate::render::{self, AGENT_PORT, Start};
 
 /// How long writing or reading the state may take: 0.2 MB, some 20 ms.
@@ -41,38 +44,106 @@ pub(crate) fn recipe(spec: &MachineSpec) -> Result<Vec<String>, MachineError> {
     render::command_line(spec, Start::Boot, None)
 }
 
-/// Boots, waits until the agent listens, writes the machine down, ends it.
+/// A machine that is to be saved.
+#[derive(Debug)]
+pub(crate) struct QemuDraft {
+    machine: QemuMachine,
+    memory: PathBuf,
+    state: File,
+    /// From the first connection on.
+    news: Option<Listening>,
+}
+
+/// Boots, and waits until the agent listens.
 ///
 /// # Errors
 /// See [`MachineError`].
-pub(crate) async fn save(
+pub(crate) async fn draft(
     spec: &MachineSpec,
     files: &TemplateFiles,
     greeting_limit: Duration,
     limit: Duration,
-) -> Result<(), MachineError> {
+) -> Result<QemuDraft, MachineError> {
     recipe(spec)?;
     // Nobody else is to read the memory of what may become anybody's pod.
     create(&files.memory)?
         .set_len(u64::from(spec.memory_mib) << 20)
         .map_err(host("size", &files.memory))?;
     let state = create(&files.state)?;
-    let saved = async {
+    let booted = async {
         let machine = machine::start(spec, Start::Save(&files.memory), None, greeting_limit).await?;
-        let saved = save_running(&machine, state, limit).await;
-        machine.halt(Duration::ZERO).await;
-        saved
+        let mut news = machine.listen();
+        let listens = async {
+            machine.resume().await?;
+            hear_agent(&machine, &mut news, limit).await
+        };
+        match listens.await {
+            Ok(()) => Ok(machine),
+            Err(error) => {
+                machine.halt(Duration::ZERO).await;
+                Err(error)
+            }
+        }
     };
-    saved.await.map_err(|error| explain(error, &files.memory))
+    let machine = booted.await.map_err(|error| explain(error, &files.memory))?;
+    Ok(QemuDraft {
+        machine,
+        memory: files.memory.clone(),
+        state,
+        news: None,
+    })
 }
 
-async fn save_running(machine: &QemuMachine, state: File, limit: Duration) -> Result<(), MachineError> {
-    let mut news = machine.listen();
-    machine.resume().await?;
+/// Waits until the agent opens its port.
+async fn hear_agent(machine: &QemuMachine, news: &mut Listening, limit: Duration) -> Result<(), MachineError> {
     let is_agent = |news| matches!(news, News::PortOpened(id) if id == AGENT_PORT).then_some(());
-    machine.hear(&mut news, "the agent's port", is_agent, limit).await?;
-    machine.suspend().await?;
-    transfer(machine, "migrate", state.into()).await
+    machine.hear(news, "the agent's port", is_agent, limit).await
+}
+
+#[async_trait]
+impl Draft for QemuDraft {
+    fn exit(&self) -> ExitWatch {
+        self.machine.exit()
+    }
+
+    async fn connect(&mut self) -> Result<Box<dyn Transport>, MachineError> {
+        // That the port was opened is heard before a connection is made: the next time is after its end. QEMU tells of one
+        // change a second, and always of the last.
+        self.news = Some(self.machine.listen());
+        self.machine.connect().await
+    }
+
+    fn console_tail(&self) -> String {
+        self.machine.console_tail()
+    }
+
+    async fn save(self: Box<Self>, limit: Duration) -> Result<(), MachineError> {
+        let Self {
+            machine,
+            memory,
+            state,
+            news,
+        } = *self;
+        let saved = async {
+            if let Some(mut news) = news {
+                hear_agent(&machine, &mut news, limit).await?;
+            }
+            machine.suspend().await?;
+            transfer(&machine, "migrate", state.into()).await
+        };
+        let saved = saved.await.map_err(|error| explain(error, &memory));
+        machine.halt(Duration::ZERO).await;
+        saved
+    }
+
+    async fn discard(self: Box<Self>) -> Result<(), MachineError> {
+        let exit = self.machine.exit().borrow().clone();
+        self.machine.halt(Duration::ZERO).await;
+        match exit {
+            Some(exit) => Err(explain(self.machine.died(exit), &self.memory)),
+            None => Ok(()),
+        }
+    }
 }
 
 /// A machine that goes on where the template ended.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use kata_agent_client::{Agent, AgentError, connect};
 use kata_cgroup::{Groups, Part};
-use kata_machine::{Device, Exit, Machine, MachineError, Template};
+use kata_machine::{Device, Exit, Machine, MachineError, MachineSpec, Template};
 use kata_plan::{GuestMount, PodPlan, SharePlan};
 use kata_storage::namespace;
 use kata_storage::share::FileServer;
@@ -371,15 +371,21 @@ pub(crate) fn ended_early(machine: &dyn Machine, exit: Exit) -> SandboxError {
 }
 
 pub(crate) fn set_up_request(plan: &PodPlan) -> proto::SetupRequest {
-    let share = share_of(&plan.share);
     proto::SetupRequest {
         sandbox_id: plan.id.clone(),
-        clock_unix_nanos: now_unix_nanos(),
-        entropy: random::bytes(64),
-        shares: share.into_iter().collect(),
         hostname: plan.hostname.clone(),
         network: Some(network::for_guest(&plan.network.nics)).into(),
-        balloon: plan.machine.devices.contains(&Device::Balloon),
+        ..set_up_of_any(&plan.machine, &plan.share)
+    }
+}
+
+/// The part that is not a pod's own.
+pub(crate) fn set_up_of_any(machine: &MachineSpec, share: &SharePlan) -> proto::SetupRequest {
+    proto::SetupRequest {
+        clock_unix_nanos: now_unix_nanos(),
+        entropy: random::bytes(64),
+        shares: share_of(share).into_iter().collect(),
+        balloon: machine.devices.contains(&Device::Balloon),
         ..Default::default()
     }
 }

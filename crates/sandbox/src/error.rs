@@ -51,6 +51,13 @@ pub enum SandboxError {
     /// A template was not made; in the words of who tried.
     #[error("{0}")]
     Template(String),
+    /// The guest of a template did not do what the guests of pods are to do.
+    #[error("the rehearsal of a pod in the template's machine failed")]
+    Rehearsal {
+        /// In what.
+        #[source]
+        source: Box<SandboxError>,
+    },
     /// The machine runs, but nobody answers in it.
     #[error("no agent in the guest{}", said(console))]
     NoAgent {

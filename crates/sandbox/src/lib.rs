@@ -20,6 +20,7 @@ mod pod;
 mod process;
 pub mod record;
 pub mod recover;
+mod rehearsal;
 mod sandbox;
 mod serving;
 mod sockets;

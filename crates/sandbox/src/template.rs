@@ -11,21 +11,25 @@ use std::time::{Duration, Instant};
 
 use kata_config::Config;
 use kata_factory::{FactoryError, HalfMade, Recipe, Store};
-use kata_machine::{Device, Template, Vmm, Wire};
-use kata_net::{namespace, tap};
+use kata_machine::{Device, Template, TemplateFiles, Vmm, Wire};
+use kata_net::{namespace as network_namespace, tap};
 use kata_netlink::Socket;
 use kata_plan::{PodPlan, SharePlan, TemplatePlan};
+use kata_storage::namespace;
 use kata_storage::origin::Origin;
 use kata_storage::share::FileServer;
 use kata_sys::process::die_with_parent;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
+use crate::boot::VMM_END;
 use crate::error::{SandboxError, describe};
+use crate::expendable::ended;
+use crate::rehearsal::rehearse;
 use crate::sandbox::Sandbox;
 
-/// What a recipe names as its maker.
-pub(crate) const BUILD: &str = concat!("kata ", env!("CARGO_PKG_VERSION"));
+/// What a recipe names as its maker. The number counts the ways in which templates were made.
+pub(crate) const BUILD: &str = concat!("kata ", env!("CARGO_PKG_VERSION"), ", 2: rehearsed");
 
 /// What the program of [`Surroundings::maker`](crate::Surroundings::maker) is told; the plan comes as JSON on its stdin.
 pub const MAKER_ACTION: &str = "template";
@@ -67,7 +71,7 @@ pub fn recipe(plan: &TemplatePlan, vmm: &dyn Vmm) -> Result<Recipe, SandboxError
     })
 }
 
-/// Makes the template in its store if it is not there; its guest may take `limit` to boot. To be called in a process of its own,
+/// Makes the template in its store if it is not there; its guest may take `limit` to boot, and to rehearse. To be called in a process of its own,
 /// on its main thread: it goes into another network namespace and stays there.
 ///
 /// # Errors
@@ -114,20 +118,44 @@ async fn make_in(
     recipe: &Recipe,
 ) -> Result<(), SandboxError> {
     enter_with_taps(plan)?;
-    let server = start_file_server(plan)?;
-    let saved = vmm.save(&plan.machine, &half_made.files(), limit).await;
-    if let Some(server) = server {
-        server.stop().await;
-    }
-    saved?;
-    let server = start_file_server(plan)?;
-    let saved = vmm.imprint(&plan.machine, &half_made.files()).await;
-    if let Some(server) = server {
-        server.stop().await;
-    }
+    let failed = |act: &'static str| {
+        let path = Path::new("/proc/thread-self/ns/mnt").to_owned();
+        move |source| SandboxError::Host { act, path, source }
+    };
+    // What is mounted for the rehearsal ends with the namespace, whatever happens.
+    let outside = namespace::enter().map_err(failed("make another mount namespace than"))?;
+    let saved = save(&half_made.files(), plan, vmm, limit).await;
+    outside.return_to().map_err(failed("leave"))?;
     saved?;
     tidy(plan);
     Ok(half_made.finish(recipe)?)
+}
+
+async fn save(files: &TemplateFiles, plan: &TemplatePlan, vmm: &dyn Vmm, limit: Duration) -> Result<(), SandboxError> {
+    let (SharePlan::VirtioFs { source, .. } | SharePlan::NineP { source, .. }) = &plan.share;
+    namespace::make_share(source).map_err(|error| SandboxError::Host {
+        act: "make the share on",
+        path: source.clone(),
+        source: error,
+    })?;
+    let server = start_file_server(plan)?;
+    let saved = async {
+        let mut draft = vmm.draft(&plan.machine, files, limit).await?;
+        match rehearse(&mut *draft, plan, limit).await {
+            Ok(()) => Ok(draft.save(limit).await?),
+            Err(error) => {
+                // A machine that has ended says more.
+                let _ = tokio::time::timeout(VMM_END, ended(&mut draft.exit())).await;
+                draft.discard().await?;
+                Err(SandboxError::Rehearsal { source: error.into() })
+            }
+        }
+    };
+    let saved = saved.await;
+    if let Some(server) = server {
+        server.stop().await;
+    }
+    saved
 }
 
 /// Goes into a new network namespace and makes the machine's taps there. Both end with this process.
@@ -135,7 +163,7 @@ async fn make_in(
 /// # Errors
 /// [`SandboxError::Host`], [`SandboxError::Netlink`], [`SandboxError::Tap`]
 pub(crate) fn enter_with_taps(plan: &TemplatePlan) -> Result<(), SandboxError> {
-    namespace::enter_new().map_err(|source| SandboxError::Host {
+    network_namespace::enter_new().map_err(|source| SandboxError::Host {
         act: "make another network namespace than",
         path: "/proc/thread-self/ns/net".into(),
         source,
@@ -155,8 +183,6 @@ pub(crate) fn enter_with_taps(plan: &TemplatePlan) -> Result<(), SandboxError> {
 }
 
 fn start_file_server(plan: &TemplatePlan) -> Result<Option<FileServer>, SandboxError> {
-    let (SharePlan::VirtioFs { source, .. } | SharePlan::NineP { source, .. }) = &plan.share;
-    let _ = std::fs::create_dir(source);
     match &plan.share {
         SharePlan::VirtioFs {
             daemon,
@@ -172,6 +198,7 @@ fn start_file_server(plan: &TemplatePlan) -> Result<Option<FileServer>, SandboxE
 fn tidy(plan: &TemplatePlan) {
     let (SharePlan::VirtioFs { source, .. } | SharePlan::NineP { source, .. }) = &plan.share;
     let _ = std::fs::remove_dir(source);
+    let _ = std::fs::remove_dir_all(&plan.rehearsal.directory);
     for socket in ["agent.sock", "share.sock", "console.log"] {
         let _ = std::fs::remove_file(plan.machine.run_dir.join(socket));
     }

@@ -74,6 +74,14 @@ impl Origin {
         Ok(answer)
     }
 
+    /// Goes back there for good.
+    ///
+    /// # Errors
+    /// What the way there failed with.
+    pub fn return_to(self) -> io::Result<()> {
+        self.mounts.enter()
+    }
+
     /// Does `act` in a copy of the namespace: what it mounts is seen by nobody and ends with the visit, except what it
     /// takes along as a [`kata_sys::tree::Tree`].
     ///

@@ -31,6 +31,7 @@ struct State {
     sockets: BTreeMap<(String, u32), Vec<Stream>>,
     socket_waits: Arc<Notify>,
     network: proto::Network,
+    ends_with_input: bool,
 }
 
 /// The port of its loopback on which somebody listens, and sends back whatever comes.
@@ -43,6 +44,13 @@ pub struct FakeAgent(Arc<Mutex<State>>);
 impl FakeAgent {
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One whose processes end, with 0, when their input ends.
+    pub fn copying() -> Self {
+        let agent = Self::default();
+        agent.state().ends_with_input = true;
+        agent
     }
 
     /// What was asked so far, one word a request with its ids.
@@ -162,8 +170,7 @@ impl FakeAgent {
                 }
                 Kind::Stdout => {
                     if let Some(input) = inputs.remove(&id) {
-                        let ended = self.state().input_ended.clone();
-                        tokio::spawn(echo(input, stream, ended));
+                        tokio::spawn(self.clone().echo(id, input, stream));
                     }
                 }
                 // Nothing is ever printed there; it ends at once.
@@ -195,24 +202,31 @@ impl FakeAgent {
         }
     }
 
+    async fn echo(self, id: Id, mut input: Stream, mut output: Stream) {
+        let mut block = vec![0; 4096];
+        while let Ok(length @ 1..) = input.read(&mut block).await {
+            if output.write_all(&block[..length]).await.is_err() || output.flush().await.is_err() {
+                return;
+            }
+        }
+        let (ended, ends_with_input) = {
+            let state = self.state();
+            (state.input_ended.clone(), state.ends_with_input)
+        };
+        ended.notify_one();
+        if ends_with_input {
+            self.end(&id.0, &id.1, 0);
+        }
+        let _ = input.shutdown().await;
+        let _ = output.shutdown().await;
+        // Both halves stay until the peer is done with them.
+        let _ = output.read(&mut block).await;
+    }
+
     fn begin(&self, container: &str, exec: &str) {
         let id = (container.to_owned(), exec.to_owned());
         self.state().processes.insert(id, watch::Sender::new(None));
     }
-}
-
-async fn echo(mut input: Stream, mut output: Stream, ended: Arc<Notify>) {
-    let mut block = vec![0; 4096];
-    while let Ok(length @ 1..) = input.read(&mut block).await {
-        if output.write_all(&block[..length]).await.is_err() || output.flush().await.is_err() {
-            return;
-        }
-    }
-    ended.notify_one();
-    let _ = input.shutdown().await;
-    let _ = output.shutdown().await;
-    // Both halves stay until the peer is done with them.
-    let _ = output.read(&mut block).await;
 }
 
 async fn echo_back(stream: Stream) {
@@ -344,6 +358,11 @@ impl proto::Agent for FakeAgent {
 
     async fn update(&self, _: &TtrpcContext, request: proto::UpdateRequest) -> Done {
         self.note("update", &[&request.container_id])?;
+        Ok(proto::Empty::new())
+    }
+
+    async fn reset(&self, _: &TtrpcContext, _: proto::Empty) -> Done {
+        self.note("reset", &[])?;
         Ok(proto::Empty::new())
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use kata_machine::{
-    Disk, DiskAddress, Exit, ExitWatch, Machine, MachineError, MachineSpec, Size, Template, TemplateFiles, Transport,
+    Disk, DiskAddress, Draft, Exit, ExitWatch, Machine, MachineError, MachineSpec, Size, Template, TemplateFiles, Transport,
     Vmm,
 };
 use tokio::sync::watch;
@@ -16,15 +16,31 @@ use tokio::task::JoinHandle;
 use crate::agent::FakeAgent;
 
 /// A driver of fake machines.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct FakeVmm {
-    /// The agent in every machine.
+    /// The agent in every machine of a pod.
     pub agent: FakeAgent,
+    /// The agent in every machine that is to be a template.
+    pub rehearsing: FakeAgent,
     machines: Arc<Mutex<Vec<watch::Sender<Option<Exit>>>>>,
     disks: Arc<Mutex<BTreeMap<DiskAddress, Disk>>>,
     sizes: Arc<Mutex<Vec<Size>>>,
     restored: Arc<AtomicUsize>,
     mute: bool,
+}
+
+impl Default for FakeVmm {
+    fn default() -> Self {
+        Self {
+            agent: FakeAgent::default(),
+            rehearsing: FakeAgent::copying(),
+            machines: Arc::default(),
+            disks: Arc::default(),
+            sizes: Arc::default(),
+            restored: Arc::default(),
+            mute: false,
+        }
+    }
 }
 
 impl FakeVmm {
@@ -33,6 +49,17 @@ impl FakeVmm {
         Self {
             mute: true,
             ..Self::default()
+        }
+    }
+
+    fn machine(&self, agent: FakeAgent, mute: bool) -> FakeMachine {
+        FakeMachine {
+            agent,
+            disks: self.disks.clone(),
+            sizes: self.sizes.clone(),
+            mute,
+            exit: watch::Sender::new(None),
+            serving: Mutex::default(),
         }
     }
 
@@ -94,36 +121,71 @@ impl Vmm for FakeVmm {
     }
 
     async fn boot(&self, _: &MachineSpec) -> Result<Box<dyn Machine>, MachineError> {
-        let exit = watch::Sender::new(None);
+        let machine = self.machine(self.agent.clone(), self.mute);
         let mut machines = self.machines.lock().unwrap_or_else(PoisonError::into_inner);
-        machines.push(exit.clone());
-        Ok(Box::new(FakeMachine {
-            agent: self.agent.clone(),
-            disks: self.disks.clone(),
-            sizes: self.sizes.clone(),
-            mute: self.mute,
-            exit,
-            serving: Mutex::default(),
-        }))
+        machines.push(machine.exit.clone());
+        Ok(Box::new(machine))
     }
 
     fn recipe(&self, spec: &MachineSpec) -> Result<Vec<String>, MachineError> {
         self.command_line(spec)
     }
 
-    async fn save(&self, spec: &MachineSpec, files: &TemplateFiles, _: Duration) -> Result<(), MachineError> {
-        for file in [&files.memory, &files.state] {
-            std::fs::write(file, &spec.id).map_err(|source| MachineError::Host {
-                what: format!("cannot write {}", file.display()),
-                source,
-            })?;
-        }
-        Ok(())
+    async fn draft(
+        &self,
+        spec: &MachineSpec,
+        files: &TemplateFiles,
+        _: Duration,
+    ) -> Result<Box<dyn Draft>, MachineError> {
+        // What is said of this driver's machines is said of those that pods get.
+        let machine = self.machine(self.rehearsing.clone(), false);
+        Ok(Box::new(FakeDraft {
+            machine,
+            id: spec.id.clone(),
+            files: files.clone(),
+        }))
     }
 
     async fn restore(&self, spec: &MachineSpec, _: &Template) -> Result<Box<dyn Machine>, MachineError> {
         self.restored.fetch_add(1, Ordering::Relaxed);
         self.boot(spec).await
+    }
+}
+
+struct FakeDraft {
+    machine: FakeMachine,
+    id: String,
+    files: TemplateFiles,
+}
+
+#[async_trait]
+impl Draft for FakeDraft {
+    fn exit(&self) -> ExitWatch {
+        self.machine.exit()
+    }
+
+    async fn connect(&mut self) -> Result<Box<dyn Transport>, MachineError> {
+        self.machine.connect().await
+    }
+
+    fn console_tail(&self) -> String {
+        self.machine.console_tail()
+    }
+
+    async fn save(self: Box<Self>, _: Duration) -> Result<(), MachineError> {
+        for file in [&self.files.memory, &self.files.state] {
+            std::fs::write(file, &self.id).map_err(|source| MachineError::Host {
+                what: format!("cannot write {}", file.display()),
+                source,
+            })?;
+        }
+        self.machine.halt(Duration::ZERO).await;
+        Ok(())
+    }
+
+    async fn discard(self: Box<Self>) -> Result<(), MachineError> {
+        self.machine.halt(Duration::ZERO).await;
+        Ok(())
     }
 }
 

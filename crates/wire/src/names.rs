@@ -9,6 +9,9 @@ pub const CHANNEL_VSOCK_PORT: u32 = 1024;
 /// Tag of the pod's shared file system (virtio-fs tag or 9p mount tag).
 pub const SHARE_TAG: &str = "kataShared";
 
+/// Everything that the guest makes for a pod and its containers lies below it.
+pub const POD_DIR: &str = "/run/kata";
+
 /// Where the guest mounts the pod's shared file system.
 pub const SHARE_MOUNT: &str = "/run/kata/shared";
 

@@ -11,6 +11,7 @@ mod network;
 mod numbers;
 mod process;
 mod refusal;
+mod reset;
 mod setup;
 mod tree;
 
@@ -133,6 +134,10 @@ impl Agent for Service {
         request: proto::OnlineRequest,
     ) -> ttrpc::Result<proto::OnlineResponse> {
         Ok(hardware::online(&self.pod, &request).await?)
+    }
+
+    async fn reset(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+        Ok(reset::reset(&self.pod)?)
     }
 
     async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {

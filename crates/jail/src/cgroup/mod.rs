@@ -190,21 +190,7 @@ impl Cgroup {
     /// # Errors
     /// [`CgroupError::File`].
     pub fn remove(&self) -> Result<(), CgroupError> {
-        let mut directories = Vec::new();
-        walk(&self.path, &mut |directory| directories.push(directory.to_owned()));
-        for path in directories.into_iter().rev() {
-            match fs::remove_dir(&path) {
-                Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    return Err(CgroupError::File {
-                        path,
-                        act: "remove it",
-                        source,
-                    });
-                }
-                _ => {}
-            }
-        }
-        Ok(())
+        remove(&tree(&self.path))
     }
 
     fn write(&self, file: &str, value: &str) -> Result<(), CgroupError> {
@@ -233,6 +219,31 @@ pub fn kill(directory: &Path) -> Result<(), CgroupError> {
     })
 }
 
+/// Removes all cgroups below `directory`. They must be empty of processes.
+///
+/// # Errors
+/// [`CgroupError::File`].
+pub fn remove_below(directory: &Path) -> Result<(), CgroupError> {
+    remove(tree(directory).get(1..).unwrap_or_default())
+}
+
+/// Removes these, parents first in the list.
+fn remove(directories: &[PathBuf]) -> Result<(), CgroupError> {
+    for path in directories.iter().rev() {
+        match fs::remove_dir(path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(CgroupError::File {
+                    path: path.clone(),
+                    act: "remove it",
+                    source,
+                });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// How many processes of the cgroup at `directory` the out-of-memory killer has ended.
 pub fn oom_kills(directory: &Path) -> u64 {
     let events = stats::flat(&fs::read_to_string(directory.join("memory.events")).unwrap_or_default());
@@ -259,6 +270,13 @@ pub fn enable_controllers(directory: &Path) -> Result<(), CgroupError> {
         }
     }
     Ok(())
+}
+
+/// `directory` and all below, parents first.
+fn tree(directory: &Path) -> Vec<PathBuf> {
+    let mut directories = Vec::new();
+    walk(directory, &mut |directory| directories.push(directory.to_owned()));
+    directories
 }
 
 /// Calls `visit` for `directory` and all below, parents first. Not by recursion: the container decides how deep it goes.
