@@ -101,7 +101,9 @@ pub(crate) fn parse(line: &str) -> Option<Mapping> {
     let (start, end) = word().split_once('-')?;
     let hex = |text: &str| u64::from_str_radix(text, 16).ok();
     let flags = word().as_bytes();
-    let [read, write, execute, kind] = flags else { return None };
+    let [read, write, execute, kind] = flags else {
+        return None;
+    };
     let offset = hex(word())?;
     let _device = word();
     let inode = word().parse().ok()?;
@@ -149,12 +151,18 @@ mod tests {
     #[test]
     fn lines_of_maps_are_read() {
         let read = |line| parse(line).expect(line);
-        let library = read("7f31f392b000-7f31f392d000 r-xp 00002000 fe:00 326865                     /usr/lib/my lib.so.2");
+        let library =
+            read("7f31f392b000-7f31f392d000 r-xp 00002000 fe:00 326865                     /usr/lib/my lib.so.2");
         assert_eq!((library.start, library.end), (0x7f31_f392_b000, 0x7f31_f392_d000));
         assert_eq!(library.protection, libc::PROT_READ | libc::PROT_EXEC);
-        assert_eq!((library.offset, library.inode, library.shared), (0x2000, 326_865, false));
+        assert_eq!(
+            (library.offset, library.inode, library.shared),
+            (0x2000, 326_865, false)
+        );
         assert_eq!(library.name, "/usr/lib/my lib.so.2");
-        let memory = read("7f31d7fff000-7f31e7fff000 rw-s 00000000 00:01 28028                      /memfd:kata-memory (deleted)");
+        let memory = read(
+            "7f31d7fff000-7f31e7fff000 rw-s 00000000 00:01 28028                      /memfd:kata-memory (deleted)",
+        );
         assert!(memory.shared && memory.name == "/memfd:kata-memory (deleted)");
         let nothing = read("7f31f3929000-7f31f392b000 ---p 00000000 00:00 0 ");
         assert_eq!((nothing.protection, nothing.name.as_str()), (0, ""));

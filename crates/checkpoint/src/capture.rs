@@ -50,7 +50,9 @@ pub fn capture(pid: u32, outside: &File, file: &File) -> Result<Image, Checkpoin
     for run in image.areas.iter().flat_map(|area| &area.runs) {
         let mut done = 0;
         while done < run.length {
-            let part = usize::try_from(run.length - done).unwrap_or(usize::MAX).min(buffer.len());
+            let part = usize::try_from(run.length - done)
+                .unwrap_or(usize::MAX)
+                .min(buffer.len());
             memory.read(run.start + done, &mut buffer[..part])?;
             file.write_all_at(&buffer[..part], begin + run.at + done)
                 .map_err(CheckpointError::kernel("write an image's pages"))?;
@@ -122,7 +124,7 @@ fn thread(process: Pid, memory: &Memory, id: Pid) -> Result<Thread, CheckpointEr
         what,
     };
     let mut registers = Registers::of(id)?;
-    begin_again(&mut registers).map_err(unknown)?;
+    begin_again(&mut registers);
     let id_kept_at = registers.0[at::FS_BASE] + ID_KEPT_AFTER;
     let mut kept = [0; 4];
     memory.read(id_kept_at, &mut kept)?;
@@ -145,7 +147,7 @@ fn thread(process: Pid, memory: &Memory, id: Pid) -> Result<Thread, CheckpointEr
 }
 
 /// Lets a thread begin its system call again: what the kernel remembered of it is not there in another process.
-fn begin_again(registers: &mut Registers) -> Result<(), String> {
+fn begin_again(registers: &mut Registers) {
     /// What a call that was interrupted left behind, as the kernel has it inside.
     const ERESTARTSYS: i64 = -512;
     const ERESTARTNOINTR: i64 = -513;
@@ -154,7 +156,8 @@ fn begin_again(registers: &mut Registers) -> Result<(), String> {
     let words = &mut registers.0;
     let call = words[at::ORIG_RAX].cast_signed();
     if call < 0 {
-        return Err("a thread that is not in a system call".into());
+        // It was in none.
+        return;
     }
     match words[at::RAX].cast_signed() {
         ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND => {
@@ -166,7 +169,6 @@ fn begin_again(registers: &mut Registers) -> Result<(), String> {
         _ => {}
     }
     words[at::ORIG_RAX] = u64::MAX;
-    Ok(())
 }
 
 fn mark(file: &File) -> Result<Mark, CheckpointError> {
@@ -229,7 +231,7 @@ fn source(process: Pid, mapping: &Mapping, outside: &Mark) -> Result<Option<Sour
     let mark = mark_of(&metadata);
     Ok(if same_file(&mark, outside) {
         Some(Source::Outside { offset: mapping.offset })
-    } else if mapping.shared || metadata.nlink() == 0 {
+    } else if mapping.shared && mapping.protection & libc::PROT_WRITE != 0 || metadata.nlink() == 0 {
         None
     } else {
         Some(Source::File {
@@ -263,7 +265,11 @@ fn own_pages(process: Pid, areas: &mut [Area]) -> Result<(), CheckpointError> {
         };
         let own: Vec<bool> = entries.chunks_exact(8).map(own).collect();
         // A page of a file between two of the process's own is the file's.
-        let gap = if matches!(area.source, Source::File { .. }) { 0 } else { GAP };
+        let gap = if matches!(area.source, Source::File { .. }) {
+            0
+        } else {
+            GAP
+        };
         area.runs = runs(area.start, &own, gap, &mut next);
     }
     Ok(())
@@ -289,7 +295,11 @@ fn actions(process: Pid, memory: &Memory, areas: &[Area]) -> Result<Vec<Action>,
     let mut found = Vec::new();
     for signal in (1..=64).filter(|signal| others & (1 << (signal - 1)) != 0) {
         let number = u64::try_from(signal).unwrap_or_default();
-        let call = Call::new("tell what it does about a signal", libc::SYS_rt_sigaction, [number, 0, room, 8]);
+        let call = Call::new(
+            "tell what it does about a signal",
+            libc::SYS_rt_sigaction,
+            [number, 0, room, 8],
+        );
         well(&call, call_at(process, place, &before, &call)?)?;
         let mut told = [0; 32];
         memory.read(room, &mut told)?;
@@ -326,7 +336,10 @@ fn descriptors(process: Pid, outside: &Mark) -> Result<Vec<Descriptor>, Checkpoi
             kind: kind(process, pidfd.as_fd(), number, outside)?,
         })
     };
-    list(&format!("/proc/{process}/fd"))?.into_iter().map(describe).collect()
+    list(&format!("/proc/{process}/fd"))?
+        .into_iter()
+        .map(describe)
+        .collect()
 }
 
 fn pidfd(process: Pid) -> Result<OwnedFd, CheckpointError> {
@@ -359,7 +372,12 @@ fn kind(process: Pid, pidfd: BorrowedFd<'_>, number: i32, outside: &Mark) -> Res
         _ if text.starts_with("socket:") => socket(pidfd, number, nonblocking)?,
         _ => match fs::metadata(&path) {
             Ok(metadata) if same_file(&mark_of(&metadata), outside) => Kind::Outside,
-            Ok(metadata) if metadata.is_file() && metadata.nlink() > 0 || text == "/dev/urandom" || text == "/dev/null" => {
+            Ok(metadata) if metadata.is_dir() => Kind::Directory { path: link },
+            // Devices of this kind have nothing of their own to go on with.
+            Ok(metadata)
+                if metadata.is_file() && metadata.nlink() > 0
+                    || ["/dev/urandom", "/dev/random", "/dev/null"].contains(&text.as_str()) =>
+            {
                 Kind::File { path: link, flags }
             }
             _ => Kind::Other { link: text },

@@ -92,6 +92,11 @@ pub enum Kind {
         /// As for open(2).
         flags: i32,
     },
+    /// A directory that can be opened by its name.
+    Directory {
+        /// Its path.
+        path: PathBuf,
+    },
     /// The file whose contents are not in the image.
     Outside,
     /// A socket.
@@ -132,7 +137,9 @@ impl Image {
     /// [`CheckpointError::Kernel`]
     pub fn is_in(file: &File) -> Result<bool, CheckpointError> {
         let mut mark = [0; MARK.len()];
-        let count = file.read_at(&mut mark, 0).map_err(CheckpointError::kernel("read an image"))?;
+        let count = file
+            .read_at(&mut mark, 0)
+            .map_err(CheckpointError::kernel("read an image"))?;
         Ok(&mark[..count] == MARK)
     }
 

@@ -20,7 +20,7 @@ use crate::area::{Area, Mapping, PAGE, Source, parse};
 use crate::capture::{call_place, mark_of};
 use crate::error::CheckpointError;
 use crate::image::{Image, Thread};
-use crate::tracee::{Call, Desk, ENTRY, LOOP, Memory, Registers, at, astray, call_at, call_here, wait, well};
+use crate::tracee::{Call, Desk, ENTRY, LOOP, Memory, Registers, astray, at, call_at, call_here, wait, well};
 
 /// How far a stack may grow, bytes.
 const STACK_ROOM: u64 = 8 << 20;
@@ -214,7 +214,9 @@ impl<'a> Child<'a> {
         let (mut aside, mut home) = (Vec::new(), Vec::new());
         let mut free = self.free_place(1 << 20, &[(desk_place, desk_place + DESK)])?;
         for area in &self.image.areas {
-            let Source::Kernel { name } = &area.source else { continue };
+            let Source::Kernel { name } = &area.source else {
+                continue;
+            };
             let size = area.end - area.start;
             let own = self.mappings.iter().find(|mapping| &mapping.name == name);
             let Some(own) = own.filter(|own| own.end - own.start == size) else {
@@ -261,7 +263,14 @@ impl<'a> Child<'a> {
                 }
             }
             for run in &area.runs {
-                calls.push(map(run.start, run.length, protection, fixed, needs.pages, pages_at + run.at));
+                calls.push(map(
+                    run.start,
+                    run.length,
+                    protection,
+                    fixed,
+                    needs.pages,
+                    pages_at + run.at,
+                ));
             }
             before = area.end;
         }
@@ -317,7 +326,11 @@ impl<'a> Child<'a> {
                 reason: "it has no thread".into(),
             });
         };
-        let keep_id = Call::new("say where its id is kept", libc::SYS_set_tid_address, [first.id_kept_at]);
+        let keep_id = Call::new(
+            "say where its id is kept",
+            libc::SYS_set_tid_address,
+            [first.id_kept_at],
+        );
         desk.run_well(self.process, &[keep_id])?;
         let mut threads = vec![(first, self.process)];
         for thread in others {
@@ -337,7 +350,11 @@ impl<'a> Child<'a> {
             ];
             if let Some((address, size, signature)) = thread.sequences {
                 let call = [address, size.into(), 0, signature.into()];
-                calls.push(Call::new("say where its restartable sequences are", libc::SYS_rseq, call));
+                calls.push(Call::new(
+                    "say where its restartable sequences are",
+                    libc::SYS_rseq,
+                    call,
+                ));
             }
             desk.run_well(new, &calls)?;
         }

@@ -58,8 +58,7 @@ impl Memory {
     pub(crate) fn of(process: Pid) -> Result<Self, CheckpointError> {
         let path = format!("/proc/{process}/mem");
         let file = File::options().read(true).write(true).open(&path);
-        file.map(Self)
-            .map_err(CheckpointError::kernel(format!("open {path}")))
+        file.map(Self).map_err(CheckpointError::kernel(format!("open {path}")))
     }
 
     pub(crate) fn read(&self, address: u64, into: &mut [u8]) -> Result<(), CheckpointError> {

@@ -34,7 +34,12 @@ fn count_lines() {
 fn program() -> Command {
     let mut command = Command::new(std::env::current_exe().expect("this program"));
     command
-        .args(["--exact", "the_others_go_on_where_it_was", "--nocapture", "--test-threads=1"])
+        .args([
+            "--exact",
+            "the_others_go_on_where_it_was",
+            "--nocapture",
+            "--test-threads=1",
+        ])
         .env(ROLE, "count")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped());
@@ -94,7 +99,11 @@ fn the_others_go_on_where_it_was() {
     let (read, pages_at) = Image::read(&file).expect("an image");
     assert_eq!(read, image);
     // The first one, the harness's thread for the test, and the counter.
-    assert!(read.threads.iter().any(|thread| thread.name == "counter"), "{:?}", read.threads);
+    assert!(
+        read.threads.iter().any(|thread| thread.name == "counter"),
+        "{:?}",
+        read.threads
+    );
     assert!(read.descriptors.iter().all(|it| !matches!(it.kind, Kind::Outside)));
 
     let make = || {

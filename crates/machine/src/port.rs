@@ -137,8 +137,20 @@ pub trait Vmm: Send + Sync {
         limit: Duration,
     ) -> Result<Box<dyn Draft>, MachineError>;
 
-    /// Experiment.
-    async fn imprint(&self, _spec: &MachineSpec, _files: &TemplateFiles) -> Result<(), MachineError> { Ok(()) }
+    /// Whether [`redraft`](Self::redraft) has a way for such a machine.
+    fn redrafts(&self, spec: &MachineSpec) -> bool;
+
+    /// A machine of `template`, which a draft of `spec` was saved as, that is to be saved in `files` in another way, by which machines are
+    /// made of it with less work. Otherwise as [`draft`](Self::draft).
+    ///
+    /// # Errors
+    /// See [`MachineError`]; after an error no process is left, but perhaps parts of the files.
+    async fn redraft(
+        &self,
+        spec: &MachineSpec,
+        template: &Template,
+        files: &TemplateFiles,
+    ) -> Result<Box<dyn Draft>, MachineError>;
 
     /// Makes a machine of a template whose [`recipe`](Self::recipe) is that of `spec`, and lets the guest run on. The host's
     /// ends of its devices are those of `spec`. Otherwise as [`boot`](Self::boot).

@@ -1,15 +1,16 @@
 //! The QEMU driver: a [`MachineSpec`] becomes a QEMU process that is driven by QMP.
 //!
 //! `render` decides (pure), `launch` starts and watches the process, `control` talks QMP, `disk` attaches disks, `image` the guest's root, `memory` its memory, `channel` reaches the agent,
-//! `template` saves a machine and makes others of it, `accelerator` finds out whether KVM is usable. No file is written but `console.log`, and that only for debugging.
+//! `draft` makes templates, `template` makes machines of them, `imprint` both in another way, `accelerator` finds out whether KVM is usable. No file is written but `console.log`, and that only for debugging.
 
 mod accelerator;
 mod board;
 mod channel;
 mod control;
 mod disk;
-mod frozen;
+mod draft;
 mod image;
+mod imprint;
 mod launch;
 mod machine;
 mod memory;
@@ -56,11 +57,20 @@ impl Vmm for Qemu {
         files: &TemplateFiles,
         limit: Duration,
     ) -> Result<Box<dyn Draft>, MachineError> {
-        Ok(Box::new(template::draft(spec, files, GREETING_LIMIT, limit).await?))
+        Ok(Box::new(draft::draft(spec, files, GREETING_LIMIT, limit).await?))
     }
 
-    async fn imprint(&self, spec: &MachineSpec, files: &TemplateFiles) -> Result<(), MachineError> {
-        frozen::save(spec, files, GREETING_LIMIT).await
+    fn redrafts(&self, spec: &MachineSpec) -> bool {
+        imprint::suits(spec)
+    }
+
+    async fn redraft(
+        &self,
+        spec: &MachineSpec,
+        template: &Template,
+        files: &TemplateFiles,
+    ) -> Result<Box<dyn Draft>, MachineError> {
+        Ok(Box::new(draft::redraft(spec, template, files, GREETING_LIMIT).await?))
     }
 
     async fn restore(&self, spec: &MachineSpec, template: &Template) -> Result<Box<dyn Machine>, MachineError> {

@@ -8,7 +8,9 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use kata_machine::{Channel, Disk, DiskAddress, Exit, ExitWatch, Machine, MachineError, MachineSpec, Root, Size, Transport};
+use kata_machine::{
+    Channel, Disk, DiskAddress, Exit, ExitWatch, Machine, MachineError, MachineSpec, Root, Size, Transport,
+};
 use kata_sys::tsc;
 use serde_json::{Value, json};
 use tokio::time::timeout;
@@ -342,7 +344,12 @@ impl Machine for QemuMachine {
         let cpus = self.ask("query-cpus-fast", Value::Null).await?;
         let threads = cpus.as_array().into_iter().flatten();
         let threads = threads.filter_map(|cpu| u32::try_from(cpu.get("thread-id")?.as_u64()?).ok());
-        let real = |told| self.threads.iter().find(|&&(id, _)| id == told).map_or(told, |&(_, id)| id);
+        let real = |told| {
+            self.threads
+                .iter()
+                .find(|&&(id, _)| id == told)
+                .map_or(told, |&(_, id)| id)
+        };
         Ok(threads.map(real).collect())
     }
 

@@ -8,23 +8,20 @@ use std::fs::File;
 use std::io::Seek;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use kata_machine::{
-    Channel, Draft, Exit, ExitWatch, Machine, MachineError, MachineSpec, MemoryBacking, Template, TemplateFiles, Transport,
-};
+use kata_machine::{Channel, Exit, Machine, MachineError, MachineSpec, MemoryBacking, Template};
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::sendfile::sendfile64;
 use nix::unistd::{Whence, lseek64};
 use serde_json::{Value, json};
 
-use crate::frozen;
+use crate::imprint;
 use crate::machine::{self, QemuMachine};
-use crate::news::{Listening, News};
-use crate::render::{self, AGENT_PORT, Start};
+use crate::news::News;
+use crate::render::{self, Start};
 
 /// How long writing or reading the state may take: 0.2 MB, some 20 ms.
 const TRANSFER_LIMIT: Duration = Duration::from_secs(30);
@@ -44,108 +41,6 @@ pub(crate) fn recipe(spec: &MachineSpec) -> Result<Vec<String>, MachineError> {
     render::command_line(spec, Start::Boot, None)
 }
 
-/// A machine that is to be saved.
-#[derive(Debug)]
-pub(crate) struct QemuDraft {
-    machine: QemuMachine,
-    memory: PathBuf,
-    state: File,
-    /// From the first connection on.
-    news: Option<Listening>,
-}
-
-/// Boots, and waits until the agent listens.
-///
-/// # Errors
-/// See [`MachineError`].
-pub(crate) async fn draft(
-    spec: &MachineSpec,
-    files: &TemplateFiles,
-    greeting_limit: Duration,
-    limit: Duration,
-) -> Result<QemuDraft, MachineError> {
-    recipe(spec)?;
-    // Nobody else is to read the memory of what may become anybody's pod.
-    create(&files.memory)?
-        .set_len(u64::from(spec.memory_mib) << 20)
-        .map_err(host("size", &files.memory))?;
-    let state = create(&files.state)?;
-    let booted = async {
-        let machine = machine::start(spec, Start::Save(&files.memory), None, greeting_limit).await?;
-        let mut news = machine.listen();
-        let listens = async {
-            machine.resume().await?;
-            hear_agent(&machine, &mut news, limit).await
-        };
-        match listens.await {
-            Ok(()) => Ok(machine),
-            Err(error) => {
-                machine.halt(Duration::ZERO).await;
-                Err(error)
-            }
-        }
-    };
-    let machine = booted.await.map_err(|error| explain(error, &files.memory))?;
-    Ok(QemuDraft {
-        machine,
-        memory: files.memory.clone(),
-        state,
-        news: None,
-    })
-}
-
-/// Waits until the agent opens its port.
-async fn hear_agent(machine: &QemuMachine, news: &mut Listening, limit: Duration) -> Result<(), MachineError> {
-    let is_agent = |news| matches!(news, News::PortOpened(id) if id == AGENT_PORT).then_some(());
-    machine.hear(news, "the agent's port", is_agent, limit).await
-}
-
-#[async_trait]
-impl Draft for QemuDraft {
-    fn exit(&self) -> ExitWatch {
-        self.machine.exit()
-    }
-
-    async fn connect(&mut self) -> Result<Box<dyn Transport>, MachineError> {
-        // That the port was opened is heard before a connection is made: the next time is after its end. QEMU tells of one
-        // change a second, and always of the last.
-        self.news = Some(self.machine.listen());
-        self.machine.connect().await
-    }
-
-    fn console_tail(&self) -> String {
-        self.machine.console_tail()
-    }
-
-    async fn save(self: Box<Self>, limit: Duration) -> Result<(), MachineError> {
-        let Self {
-            machine,
-            memory,
-            state,
-            news,
-        } = *self;
-        let saved = async {
-            if let Some(mut news) = news {
-                hear_agent(&machine, &mut news, limit).await?;
-            }
-            machine.suspend().await?;
-            transfer(&machine, "migrate", state.into()).await
-        };
-        let saved = saved.await.map_err(|error| explain(error, &memory));
-        machine.halt(Duration::ZERO).await;
-        saved
-    }
-
-    async fn discard(self: Box<Self>) -> Result<(), MachineError> {
-        let exit = self.machine.exit().borrow().clone();
-        self.machine.halt(Duration::ZERO).await;
-        match exit {
-            Some(exit) => Err(explain(self.machine.died(exit), &self.memory)),
-            None => Ok(()),
-        }
-    }
-}
-
 /// A machine that goes on where the template ended.
 ///
 /// # Errors
@@ -156,19 +51,18 @@ pub(crate) async fn restore(
     greeting_limit: Duration,
 ) -> Result<QemuMachine, MachineError> {
     recipe(spec)?;
-    if frozen::is_in(template)? {
-        let machine = frozen::restore(spec, template).await?;
-        machine.resume().await?;
-        return Ok(machine);
-    }
     let memory = memory(spec.memory_backing, template)?;
-    let machine = go_on(spec, template, memory, greeting_limit).await?;
+    let machine = if imprint::is_in(template)? {
+        imprint::restore(spec, template, memory).await?
+    } else {
+        go_on(spec, template, memory, greeting_limit).await?
+    };
     machine.resume().await?;
     Ok(machine)
 }
 
 /// The memory of a new machine of the template.
-pub(crate) fn memory(backing: MemoryBacking, template: &Template) -> Result<File, MachineError> {
+fn memory(backing: MemoryBacking, template: &Template) -> Result<File, MachineError> {
     let failed = |act: &str| {
         let what = format!("cannot {act} the template's memory");
         move |source| MachineError::Host { what, source }
@@ -196,12 +90,14 @@ pub(crate) async fn go_on(
     let machine = machine::start(spec, Start::Restore, Some(memory), greeting_limit).await?;
     transfer(&machine, "migrate-incoming", state.into()).await?;
     // What it has read it needs not keep open.
-    machine.execute_with("remove-fd", json!({ "fdset-id": 1 }), None).await?;
+    machine
+        .execute_with("remove-fd", json!({ "fdset-id": 1 }), None)
+        .await?;
     Ok(machine)
 }
 
 /// Writes the machine to `state`, or reads it from there.
-async fn transfer(machine: &QemuMachine, command: &'static str, state: OwnedFd) -> Result<(), MachineError> {
+pub(crate) async fn transfer(machine: &QemuMachine, command: &'static str, state: OwnedFd) -> Result<(), MachineError> {
     let capability = |name: &str| json!({ "capability": name, "state": true });
     let capabilities = json!({ "capabilities": [capability("x-ignore-shared"), capability("events")] });
     machine
@@ -230,16 +126,16 @@ async fn transfer(machine: &QemuMachine, command: &'static str, state: OwnedFd) 
 }
 
 /// A file in memory with the same data and holes.
-pub(crate) fn copy(memory: &File) -> nix::Result<File> {
-    let mut copy = File::from(memfd_create(c"kata-memory", MFdFlags::MFD_CLOEXEC)?);
-    copy_into(memory, &mut copy)?;
+fn copy(memory: &File) -> nix::Result<File> {
+    let copy = File::from(memfd_create(c"kata-memory", MFdFlags::MFD_CLOEXEC)?);
+    copy_into(memory, &copy)?;
     Ok(copy)
 }
 
 /// Gives an empty file the same data and holes.
-pub(crate) fn copy_into(memory: &File, copy: &mut File) -> nix::Result<()> {
+pub(crate) fn copy_into(memory: &File, copy: &File) -> nix::Result<()> {
     let length = lseek64(memory, 0, Whence::SeekEnd)?;
-    nix::unistd::ftruncate(&*copy, length)?;
+    nix::unistd::ftruncate(copy, length)?;
     let mut hole = 0;
     while hole < length {
         let mut data = match lseek64(memory, hole, Whence::SeekData) {
@@ -248,7 +144,7 @@ pub(crate) fn copy_into(memory: &File, copy: &mut File) -> nix::Result<()> {
             data => data?,
         };
         hole = lseek64(memory, data, Whence::SeekHole)?;
-        lseek64(&*copy, data, Whence::SeekSet)?;
+        lseek64(copy, data, Whence::SeekSet)?;
         while data < hole {
             let left = usize::try_from(hole - data).unwrap_or(usize::MAX);
             if sendfile64(copy.as_fd(), memory.as_fd(), Some(&mut data), left)? == 0 {
@@ -259,19 +155,20 @@ pub(crate) fn copy_into(memory: &File, copy: &mut File) -> nix::Result<()> {
     Ok(())
 }
 
-fn create(path: &Path) -> Result<File, MachineError> {
+/// A new file, for nobody else to read.
+pub(crate) fn create(path: &Path) -> Result<File, MachineError> {
     let mut options = File::options();
-    options.write(true).create_new(true).mode(0o600);
+    options.read(true).write(true).create_new(true).mode(0o600);
     options.open(path).map_err(host("create", path))
 }
 
-fn host(act: &str, path: &Path) -> impl FnOnce(std::io::Error) -> MachineError {
+pub(crate) fn host(act: &str, path: &Path) -> impl FnOnce(std::io::Error) -> MachineError {
     let what = format!("cannot {act} {}", path.display());
     move |source| MachineError::Host { what, source }
 }
 
 /// The kernel ends who writes to a page for which its file system has no room.
-fn explain(error: MachineError, memory: &Path) -> MachineError {
+pub(crate) fn explain(error: MachineError, memory: &Path) -> MachineError {
     match error {
         MachineError::Died {
             exit: Exit {

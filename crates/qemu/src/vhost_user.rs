@@ -108,7 +108,9 @@ async fn answer(stream: &mut UnixStream, request: u32) -> io::Result<u64> {
     let [of, flags, length] =
         [0, 4, 8].map(|at| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]));
     if of != request || flags & REPLY == 0 || length != 8 {
-        return Err(unexpected(format!("its answer to request {request} begins with {head:02x?}")));
+        return Err(unexpected(format!(
+            "its answer to request {request} begins with {head:02x?}"
+        )));
     }
     let mut body = [0; 8];
     stream.read_exact(&mut body).await?;

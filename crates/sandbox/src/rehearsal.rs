@@ -53,10 +53,12 @@ pub(crate) async fn rehearse(draft: &mut dyn Draft, plan: &TemplatePlan, limit: 
 
 async fn perform(draft: &mut dyn Draft, plan: &TemplatePlan, limit: Duration) -> Result<(), SandboxError> {
     let transport = draft.connect().await?;
-    let agent = connect(transport, limit).await.map_err(|source| SandboxError::NoAgent {
-        console: draft.console_tail(),
-        source,
-    })?;
+    let agent = connect(transport, limit)
+        .await
+        .map_err(|source| SandboxError::NoAgent {
+            console: draft.console_tail(),
+            source,
+        })?;
     let id = &plan.rehearsal.id;
     let set_up = proto::SetupRequest {
         sandbox_id: id.clone(),
@@ -151,7 +153,9 @@ async fn execute(agent: &Agent, plan: &RehearsalPlan) -> Result<(), SandboxError
 fn expect<T: PartialEq + std::fmt::Debug>(what: &str, seen: &T, expected: &T) -> Result<(), SandboxError> {
     match seen == expected {
         true => Ok(()),
-        false => Err(SandboxError::Template(format!("{what} {seen:?} instead of {expected:?}"))),
+        false => Err(SandboxError::Template(format!(
+            "{what} {seen:?} instead of {expected:?}"
+        ))),
     }
 }
 

@@ -5,13 +5,14 @@
 //! The maker is a process of its own, outside the pod's namespaces and cgroups, and ends with who waits for it. What it could not
 //! make is not tried again for a while.
 
+use std::fs::File;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use kata_config::Config;
 use kata_factory::{FactoryError, HalfMade, Recipe, Store};
-use kata_machine::{Device, Template, TemplateFiles, Vmm, Wire};
+use kata_machine::{Device, Draft, Template, TemplateFiles, Vmm, Wire};
 use kata_net::{namespace as network_namespace, tap};
 use kata_netlink::Socket;
 use kata_plan::{PodPlan, SharePlan, TemplatePlan};
@@ -138,24 +139,73 @@ async fn save(files: &TemplateFiles, plan: &TemplatePlan, vmm: &dyn Vmm, limit: 
         path: source.clone(),
         source: error,
     })?;
-    let server = start_file_server(plan)?;
-    let saved = async {
-        let mut draft = vmm.draft(&plan.machine, files, limit).await?;
-        match rehearse(&mut *draft, plan, limit).await {
-            Ok(()) => Ok(draft.save(limit).await?),
-            Err(error) => {
-                // A machine that has ended says more.
-                let _ = tokio::time::timeout(VMM_END, ended(&mut draft.exit())).await;
-                draft.discard().await?;
-                Err(SandboxError::Rehearsal { source: error.into() })
-            }
+    let again = vmm.redrafts(&plan.machine);
+    serve(plan, async {
+        let draft = vmm.draft(&plan.machine, files, limit).await?;
+        match again {
+            true => Ok(draft.save(limit).await?),
+            false => save_rehearsed(draft, plan, limit).await,
         }
+    })
+    .await?;
+    if again {
+        save_again(files, plan, vmm, limit).await?;
+    }
+    Ok(())
+}
+
+/// Makes a machine of the template that was saved, and puts what it is saved as in that one's place.
+async fn save_again(
+    files: &TemplateFiles,
+    plan: &TemplatePlan,
+    vmm: &dyn Vmm,
+    limit: Duration,
+) -> Result<(), SandboxError> {
+    let host = |act: &'static str, path: &Path| {
+        let path = path.to_owned();
+        move |source| SandboxError::Host { act, path, source }
     };
-    let saved = saved.await;
+    let open = |path: &Path| File::open(path).map_err(host("open", path));
+    let first = Template {
+        memory: open(&files.memory)?,
+        state: open(&files.state)?,
+    };
+    remove_sockets(plan);
+    let second = TemplateFiles {
+        memory: files.memory.with_extension("again"),
+        state: files.state.with_extension("again"),
+    };
+    serve(plan, async {
+        let draft = vmm.redraft(&plan.machine, &first, &second).await?;
+        save_rehearsed(draft, plan, limit).await
+    })
+    .await?;
+    for (from, to) in [(&second.memory, &files.memory), (&second.state, &files.state)] {
+        std::fs::rename(from, to).map_err(host("rename", from))?;
+    }
+    Ok(())
+}
+
+/// Does something while the share is served.
+async fn serve(plan: &TemplatePlan, act: impl Future<Output = Result<(), SandboxError>>) -> Result<(), SandboxError> {
+    let server = start_file_server(plan)?;
+    let done = act.await;
     if let Some(server) = server {
         server.stop().await;
     }
-    saved
+    done
+}
+
+async fn save_rehearsed(mut draft: Box<dyn Draft>, plan: &TemplatePlan, limit: Duration) -> Result<(), SandboxError> {
+    match rehearse(&mut *draft, plan, limit).await {
+        Ok(()) => Ok(draft.save(limit).await?),
+        Err(error) => {
+            // A machine that has ended says more.
+            let _ = tokio::time::timeout(VMM_END, ended(&mut draft.exit())).await;
+            draft.discard().await?;
+            Err(SandboxError::Rehearsal { source: error.into() })
+        }
+    }
 }
 
 /// Goes into a new network namespace and makes the machine's taps there. Both end with this process.
@@ -199,6 +249,10 @@ fn tidy(plan: &TemplatePlan) {
     let (SharePlan::VirtioFs { source, .. } | SharePlan::NineP { source, .. }) = &plan.share;
     let _ = std::fs::remove_dir(source);
     let _ = std::fs::remove_dir_all(&plan.rehearsal.directory);
+    remove_sockets(plan);
+}
+
+fn remove_sockets(plan: &TemplatePlan) {
     for socket in ["agent.sock", "share.sock", "console.log"] {
         let _ = std::fs::remove_file(plan.machine.run_dir.join(socket));
     }

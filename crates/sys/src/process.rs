@@ -175,9 +175,18 @@ pub fn keep_descriptors(command: &mut std::process::Command) {
         const FIRST: libc::c_uint = 3;
         // SAFETY: takes integers only. The descriptors stay open until the program begins, so nobody loses one in use.
         let done = unsafe {
-            libc::syscall(libc::SYS_close_range, FIRST, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC)
+            libc::syscall(
+                libc::SYS_close_range,
+                FIRST,
+                libc::c_uint::MAX,
+                libc::CLOSE_RANGE_CLOEXEC,
+            )
         };
-        if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        if done < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
     };
     // SAFETY: between fork and exec the closure makes one system call and allocates nothing.
     unsafe { command.pre_exec(before_exec) };

@@ -61,7 +61,14 @@ pub fn set_register_set(thread: Pid, kind: i32, set: &[u8]) -> io::Result<()> {
 pub fn signal_mask(thread: Pid) -> io::Result<u64> {
     let mut mask = 0_u64;
     // SAFETY: the kernel writes eight bytes, the size that it is told, to `mask`.
-    let result = unsafe { libc::ptrace(libc::PTRACE_GETSIGMASK, thread.as_raw(), size_of::<u64>(), &raw mut mask) };
+    let result = unsafe {
+        libc::ptrace(
+            libc::PTRACE_GETSIGMASK,
+            thread.as_raw(),
+            size_of::<u64>(),
+            &raw mut mask,
+        )
+    };
     check(result).map(|()| mask)
 }
 
@@ -71,7 +78,14 @@ pub fn signal_mask(thread: Pid) -> io::Result<u64> {
 /// What ptrace failed with.
 pub fn set_signal_mask(thread: Pid, mask: u64) -> io::Result<()> {
     // SAFETY: the kernel reads eight bytes, the size that it is told, from `mask`.
-    let result = unsafe { libc::ptrace(libc::PTRACE_SETSIGMASK, thread.as_raw(), size_of::<u64>(), &raw const mask) };
+    let result = unsafe {
+        libc::ptrace(
+            libc::PTRACE_SETSIGMASK,
+            thread.as_raw(),
+            size_of::<u64>(),
+            &raw const mask,
+        )
+    };
     check(result)
 }
 
@@ -120,8 +134,7 @@ pub fn restartable_sequences(thread: Pid) -> io::Result<Option<RestartableSequen
 pub fn robust_list(thread: Pid) -> io::Result<(u64, u64)> {
     let (mut head, mut size) = (0_u64, 0_u64);
     // SAFETY: the kernel writes a pointer to `head` and a size_t to `size`, eight bytes each here.
-    let result =
-        unsafe { libc::syscall(libc::SYS_get_robust_list, thread.as_raw(), &raw mut head, &raw mut size) };
+    let result = unsafe { libc::syscall(libc::SYS_get_robust_list, thread.as_raw(), &raw mut head, &raw mut size) };
     check(result).map(|()| (head, size))
 }
 

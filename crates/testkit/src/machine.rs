@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use kata_machine::{
-    Disk, DiskAddress, Draft, Exit, ExitWatch, Machine, MachineError, MachineSpec, Size, Template, TemplateFiles, Transport,
-    Vmm,
+    Disk, DiskAddress, Draft, Exit, ExitWatch, Machine, MachineError, MachineSpec, Size, Template, TemplateFiles,
+    Transport, Vmm,
 };
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -144,6 +144,19 @@ impl Vmm for FakeVmm {
             id: spec.id.clone(),
             files: files.clone(),
         }))
+    }
+
+    fn redrafts(&self, _: &MachineSpec) -> bool {
+        false
+    }
+
+    async fn redraft(
+        &self,
+        spec: &MachineSpec,
+        _: &Template,
+        files: &TemplateFiles,
+    ) -> Result<Box<dyn Draft>, MachineError> {
+        self.draft(spec, files, Duration::ZERO).await
     }
 
     async fn restore(&self, spec: &MachineSpec, _: &Template) -> Result<Box<dyn Machine>, MachineError> {

@@ -57,7 +57,9 @@ fn clear(directory: &Path) -> io::Result<()> {
 /// Those below `directory`, first mounted first. They have plain names.
 fn mount_points<'a>(table: &'a str, directory: &'a Path) -> impl DoubleEndedIterator<Item = PathBuf> + 'a {
     let points = table.lines().filter_map(|line| line.split(' ').nth(4));
-    points.map(PathBuf::from).filter(move |point| point.starts_with(directory))
+    points
+        .map(PathBuf::from)
+        .filter(move |point| point.starts_with(directory))
 }
 
 #[cfg(test)]
