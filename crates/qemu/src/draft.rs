@@ -13,7 +13,7 @@ use crate::imprint;
 use crate::machine::{self, QemuMachine};
 use crate::news::{Listening, News};
 use crate::render::{AGENT_PORT, Start};
-use crate::template::{copy_into, create, explain, go_on, host, recipe, transfer};
+use crate::template::{copy_into, create, create_memory, explain, go_on, host, recipe, transfer};
 
 /// A machine that is to be saved.
 #[derive(Debug)]
@@ -86,7 +86,7 @@ pub(crate) async fn redraft(
     files: &TemplateFiles,
     greeting_limit: Duration,
 ) -> Result<QemuDraft, MachineError> {
-    let memory = create(&files.memory)?;
+    let memory = create_memory(&files.memory)?;
     copy_into(&template.memory, &memory).map_err(|errno| host("write", &files.memory)(errno.into()))?;
     let state = create(&files.state)?;
     // What it writes is to be in the file, whatever machines of the template do.

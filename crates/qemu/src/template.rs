@@ -4,7 +4,7 @@
 //! template maps that file privately, so that all share what none has written to; one with vhost-user daemons, which see only
 //! memory that is shared with them, gets a copy. It refuses vsock: nothing tells when the guest listens there.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::Seek;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
@@ -155,10 +155,18 @@ pub(crate) fn copy_into(memory: &File, copy: &File) -> nix::Result<()> {
     Ok(())
 }
 
-/// A new file, for nobody else to read.
+/// A new file to be written, for nobody else to read.
 pub(crate) fn create(path: &Path) -> Result<File, MachineError> {
-    let mut options = File::options();
-    options.read(true).write(true).create_new(true).mode(0o600);
+    create_as(path, File::options().write(true))
+}
+
+/// A new file to be written and read, for nobody else.
+pub(crate) fn create_memory(path: &Path) -> Result<File, MachineError> {
+    create_as(path, File::options().write(true).read(true))
+}
+
+fn create_as(path: &Path, options: &mut OpenOptions) -> Result<File, MachineError> {
+    options.create_new(true).mode(0o600);
     options.open(path).map_err(host("create", path))
 }
 
