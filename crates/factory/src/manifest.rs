@@ -10,10 +10,10 @@ use sha2::{Digest, Sha256};
 
 use crate::Recipe;
 
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
-/// The most that a state may have, bytes; QEMU's has 0.3 MB.
-const STATE_LIMIT: u64 = 64 << 20;
+/// How much of a state is read at every start, bytes: all of what QEMU writes (0.3 MB), the description in front of an image's pages.
+const STATE_READ: u64 = 1 << 20;
 
 /// What is written down of a template.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,10 +22,11 @@ pub(crate) struct Manifest {
     /// What it is made of.
     pub recipe: Recipe,
     memory: Shape,
+    state: Shape,
     state_sha256: String,
 }
 
-/// The memory is too large to be read at every start. Who writes to the file changes one of these; who only maps it, none.
+/// A file that is too large to be read at every start. Who writes to the file changes one of these; who only maps it, none.
 /// Its blocks do not count: the kernel takes back those that were never written to when memory is scarce.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Shape {
@@ -54,6 +55,7 @@ impl Manifest {
             format: FORMAT,
             recipe,
             memory: Shape::of(&template.memory.metadata()?),
+            state: Shape::of(&template.state.metadata()?),
             state_sha256: digest(&mut template.state)?,
         })
     }
@@ -76,17 +78,19 @@ impl Manifest {
         if memory != self.memory {
             return Err("its memory was changed".to_owned());
         }
-        if digest(&mut template.state).map_err(unreadable)? != self.state_sha256 {
+        let state = Shape::of(&template.state.metadata().map_err(unreadable)?);
+        if state != self.state || digest(&mut template.state).map_err(unreadable)? != self.state_sha256 {
             return Err("its state was changed".to_owned());
         }
         Ok(())
     }
 }
 
+/// Of what is read of a state.
 fn digest(file: &mut File) -> io::Result<String> {
     let mut bytes = Vec::new();
     file.rewind()?;
-    file.take(STATE_LIMIT).read_to_end(&mut bytes)?;
+    file.take(STATE_READ).read_to_end(&mut bytes)?;
     file.rewind()?;
     Ok(Sha256::digest(&bytes)
         .iter()

@@ -6,11 +6,13 @@ use std::path::Path;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
+use nix::sys::statvfs::FsFlags;
 
 /// What our file systems are called in the list of mounts.
 const SOURCE: &str = "kata-templates";
 
-/// Makes `directory`, for root's eyes only, and mounts a tmpfs on it unless it is on one.
+/// Makes `directory`, for root's eyes only, and mounts a tmpfs on it unless it is on one whose files may be executed: part of a process's
+/// image is code.
 ///
 /// # Errors
 /// What `mkdir` or `mount` failed with.
@@ -19,7 +21,8 @@ pub(crate) fn settle(directory: &Path) -> io::Result<()> {
         .recursive(true)
         .mode(0o700)
         .create(directory)?;
-    if statfs(directory)?.filesystem_type() == TMPFS_MAGIC {
+    let there = statfs(directory)?;
+    if there.filesystem_type() == TMPFS_MAGIC && !there.flags().contains(FsFlags::ST_NOEXEC) {
         return Ok(());
     }
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
