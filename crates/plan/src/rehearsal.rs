@@ -64,7 +64,11 @@ pub(crate) fn rehearsal(config: &Config, facts: &Facts) -> Result<RehearsalPlan,
         ..facts.clone()
     };
     let plan = container(ID, &bundle, config, &facts)?;
-    let RootfsPlan::Shared { source: rootfs, share_path } = plan.rootfs else {
+    let RootfsPlan::Shared {
+        source: rootfs,
+        share_path,
+    } = plan.rootfs
+    else {
         return Err(PlanError::Rehearsal {
             reason: "a root file system on a disk".into(),
         });
@@ -79,7 +83,11 @@ pub(crate) fn rehearsal(config: &Config, facts: &Facts) -> Result<RehearsalPlan,
         files: vec![volume, below(VOLUME)],
         program: below(PROGRAM),
         binds: std::iter::once((rootfs, share_path))
-            .chain(plan.volumes.into_iter().map(|volume| (volume.source, volume.share_path)))
+            .chain(
+                plan.volumes
+                    .into_iter()
+                    .map(|volume| (volume.source, volume.share_path)),
+            )
             .collect(),
         directory,
         spec_json: text(plan.guest.spec_json),

@@ -8,7 +8,9 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use kata_machine::{Channel, Disk, DiskAddress, Exit, ExitWatch, Machine, MachineError, MachineSpec, Root, Size, Transport};
+use kata_machine::{
+    Channel, Disk, DiskAddress, Exit, ExitWatch, Machine, MachineError, MachineSpec, Root, Size, Transport,
+};
 use kata_sys::tsc;
 use serde_json::{Value, json};
 use tokio::time::timeout;

@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use kata_machine::{
-    Channel, Draft, Exit, ExitWatch, Machine, MachineError, MachineSpec, MemoryBacking, Template, TemplateFiles, Transport,
+    Channel, Draft, Exit, ExitWatch, Machine, MachineError, MachineSpec, MemoryBacking, Template, TemplateFiles,
+    Transport,
 };
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use kata_machine::{
-    Disk, DiskAddress, Draft, Exit, ExitWatch, Machine, MachineError, MachineSpec, Size, Template, TemplateFiles, Transport,
-    Vmm,
+    Disk, DiskAddress, Draft, Exit, ExitWatch, Machine, MachineError, MachineSpec, Size, Template, TemplateFiles,
+    Transport, Vmm,
 };
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
