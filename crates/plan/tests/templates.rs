@@ -202,6 +202,8 @@ fn a_template_rehearses_with_an_ordinary_container() {
         spec["mounts"][7]["source"],
         "/run/kata/shared/rehearsal/volumes/7-hosts"
     );
+    let programs = [rehearsal.program.clone(), rehearsal.link.clone()];
+    assert_eq!(names(&programs), ["rootfs/bin/rehearsal", "rootfs/bin/rehearse"]);
     assert_eq!(spec["process"]["args"], json!(["/bin/rehearse"]));
     let exec: Value = serde_json::from_str(&rehearsal.exec_json).unwrap();
     assert_eq!(exec["args"], json!(["/bin/rehearse", "copy"]));

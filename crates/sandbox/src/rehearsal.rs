@@ -212,7 +212,9 @@ fn make_files(plan: &RehearsalPlan) -> Result<(), (PathBuf, std::io::Error)> {
     let program = &plan.program;
     std::fs::write(program, program::bytes())
         .and_then(|()| std::fs::set_permissions(program, PermissionsExt::from_mode(0o755)))
-        .map_err(|error| (program.clone(), error))
+        .map_err(|error| (program.clone(), error))?;
+    let name = program.file_name().unwrap_or_default();
+    std::os::unix::fs::symlink(name, &plan.link).map_err(|error| (plan.link.clone(), error))
 }
 
 /// Binds it into the share, as for a pod.
