@@ -3,11 +3,15 @@
 //! The pod's containers share the guest's own network namespace, so everything here happens in it.
 
 use std::net::IpAddr;
+use std::path::Path;
 
 use kata_netlink::{Interface, Link, Mac, NetlinkError, Socket};
 use nix::errno::Errno;
 
 use crate::modules::{ModuleError, Modules};
+
+/// Of a device that nobody has touched, bytes.
+const USUAL_MTU: u32 = 1500;
 
 /// A link of the pod, and the device that is to become it.
 #[derive(Clone, Debug)]
@@ -47,14 +51,10 @@ pub enum NetworkError {
 /// # Errors
 /// [`NetworkError`]; what was done until then stays.
 pub fn make(modules: &Modules, wanted: &[Assigned]) -> Result<(), NetworkError> {
-    if wanted.is_empty() && !std::path::Path::new("/sys/module/virtio_net").exists() {
+    if wanted.is_empty() && !has_driver() {
         return Ok(());
     }
     modules.load("virtio_net")?;
-    let all = |source| NetworkError::Refused {
-        name: "the guest's network".into(),
-        source,
-    };
     let socket = Socket::open().map_err(all)?;
     let mut links = socket.links().map_err(all)?;
     let chosen = choose(&links, wanted)?;
@@ -79,6 +79,47 @@ pub fn make(modules: &Modules, wanted: &[Assigned]) -> Result<(), NetworkError> 
         }
     }
     Ok(())
+}
+
+/// Makes of the devices what they were before they became links of a pod; only their names stay.
+///
+/// # Errors
+/// [`NetworkError::Refused`]; what was done until then stays.
+pub fn reset() -> Result<(), NetworkError> {
+    if !has_driver() {
+        return Ok(());
+    }
+    let socket = Socket::open().map_err(all)?;
+    for link in socket.links().map_err(all)?.iter().filter(|link| is_device(link)) {
+        let put_back = || {
+            // What leads over it goes with it, but for its own IPv4 addresses.
+            socket.set_up(link.index, false)?;
+            for listed in socket.addresses()?.iter().filter(|listed| listed.link == link.index) {
+                or(socket.remove_address(link.index, &listed.address), Errno::EADDRNOTAVAIL)?;
+            }
+            if let Some(mac) = link.born_mac.filter(|mac| link.mac != Some(*mac)) {
+                socket.set_mac(link.index, mac)?;
+            }
+            socket.set_mtu(link.index, USUAL_MTU)
+        };
+        put_back().map_err(|source| NetworkError::Refused {
+            name: link.name.clone(),
+            source,
+        })?;
+        set_ipv6(&link.name, true, false);
+    }
+    Ok(())
+}
+
+fn has_driver() -> bool {
+    Path::new("/sys/module/virtio_net").exists()
+}
+
+fn all(source: NetlinkError) -> NetworkError {
+    NetworkError::Refused {
+        name: "the guest's network".into(),
+        source,
+    }
 }
 
 fn refused(interface: &Interface, source: NetlinkError) -> NetworkError {
@@ -126,7 +167,8 @@ fn shape(socket: &Socket, links: &mut [Link], index: u32, interface: &Interface)
     if link.mtu != interface.mtu {
         socket.set_mtu(index, interface.mtu)?;
     }
-    set_ipv6(name, interface.ipv6_disabled);
+    // The addresses are in use on the host already; nobody has to be asked.
+    set_ipv6(name, false, interface.ipv6_disabled);
     if !link.up {
         socket.set_up(index, true)?;
         link.up = true;
@@ -146,13 +188,15 @@ fn rename(socket: &Socket, link: &mut Link, name: &str) -> Result<(), NetlinkErr
 }
 
 /// A kernel without IPv6 has nothing to be set.
-fn set_ipv6(name: &str, disabled: bool) {
-    let set = |key: &str, value: &str| {
-        let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/{key}"), value);
+fn set_ipv6(name: &str, asks: bool, disabled: bool) {
+    let set = |key: &str, value: bool| {
+        let _ = std::fs::write(
+            format!("/proc/sys/net/ipv6/conf/{name}/{key}"),
+            u8::from(value).to_string(),
+        );
     };
-    // The addresses are in use on the host already; nobody has to be asked.
-    set("accept_dad", "0");
-    set("disable_ipv6", if disabled { "1" } else { "0" });
+    set("accept_dad", asks);
+    set("disable_ipv6", disabled);
 }
 
 fn set_addresses(socket: &Socket, index: u32, interface: &Interface) -> Result<(), NetlinkError> {

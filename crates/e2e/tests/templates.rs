@@ -156,6 +156,63 @@ fn a_clone_is_a_pod_like_any_other() {
     }
 }
 
+/// What a pod's guest holds, seen from a container that shares its processes: mounts, files and open files of the agent, cgroups,
+/// processes; and the memory that is available, KiB.
+fn guest(lab: &Lab, id: &str, annotations: Value) -> (String, u64) {
+    let bundle = Bundle::args(lab, id, &["sleep", "1000"]).edit(|spec| {
+        spec["annotations"] = annotations;
+        spec["linux"]["cgroupsPath"] = json!("/e2e/guest");
+        let kinds = spec["linux"]["namespaces"].as_array_mut().expect("namespaces");
+        kinds.retain(|kind| kind["type"] != "pid");
+        for set in ["bounding", "effective", "permitted"] {
+            spec["process"]["capabilities"][set] = json!(["CAP_SYS_PTRACE"]);
+        }
+    });
+    runtime(lab).begin(&bundle, id);
+    let script = "
+        cut -d' ' -f5- /proc/1/mountinfo
+        cd /proc/1/root && find run tmp -path run/kata/shared/*/* -prune -o -print
+        find sys/fs/cgroup -type d
+        ls -l /proc/1/fd | sed -n 's/.* -> //p' | sort
+        for process in /proc/[0-9]*; do tr '\\0' ' ' <$process/cmdline; done";
+    // Numbers of pipes and namespaces.
+    let numbered = |word: &str| word.split_once(":[").map_or(word, |(kind, _)| kind).to_owned();
+    let said = inside(lab, id, script).replace(id, "ID");
+    let seen = said
+        .lines()
+        .map(|line| line.split(' ').map(numbered).collect::<Vec<_>>().join(" "));
+    let seen = seen.collect::<Vec<_>>().join("\n");
+    let available = inside(lab, id, "awk '/MemAvailable/ { print $2 }' /proc/meminfo");
+    (seen, available.parse().expect("KiB"))
+}
+
+#[test]
+fn nothing_of_the_rehearsal_is_seen_in_a_clone() {
+    let lab = lab();
+    let (clone, available) = guest(lab, "rehearsed", json!({}));
+    assert!(is_clone(lab, "rehearsed"), "{}", log(lab, "rehearsed"));
+    let script = "cd /sys/class/net; cat eth*/address eth*/mtu eth*/flags; ip -o addr | grep -v ' lo '; ip route";
+    let links = inside(
+        lab,
+        "rehearsed",
+        &format!("{script}; cat /proc/sys/net/ipv6/conf/eth*/accept_dad"),
+    );
+    let untouched = "02:00:00:00:00:00\n02:00:00:00:00:01\n1500\n1500\n0x1002\n0x1002\n1\n1";
+    assert_eq!(links, untouched, "no names, addresses and routes of a pod");
+    let file = lab.scratch().join("boots.toml");
+    std::fs::write(&file, "[factory]\nenable_template = false\n").expect("configuration");
+    let (boot, usual) = guest(lab, "booted", json!({"io.katacontainers.config_path": file}));
+    assert!(!is_clone(lab, "booted"), "{}", log(lab, "booted"));
+    for line in ["run/kata/shared/ID", "sys/fs/cgroup/e2e/guest", "sleep 1000"] {
+        assert!(clone.contains(line), "{line} in {clone}");
+    }
+    assert_eq!(clone, boot);
+    assert!(available + (4 << 10) > usual, "{available} of {usual} KiB are left");
+    for id in ["rehearsed", "booted"] {
+        runtime(lab).delete_force(id).ok();
+    }
+}
+
 #[test]
 fn many_clones_at_once_are_all_different() {
     let lab = lab();

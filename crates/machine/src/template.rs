@@ -1,4 +1,4 @@
-//! Templates: machines saved at the moment when their agent begins to listen, of which others are made without a boot.
+//! Templates: machines saved while their agent listens, of which others are made without a boot.
 
 use std::fs::File;
 use std::path::PathBuf;

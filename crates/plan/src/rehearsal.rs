@@ -17,7 +17,10 @@ use crate::{Facts, PlanError, RootfsPlan, SourceKind};
 const ID: &str = "rehearsal";
 
 /// Where the container has its program: without arguments it waits, with one it copies its input to its output.
-const PROGRAM: &str = "/bin/rehearse";
+const PROGRAM: &str = "/bin/rehearsal";
+
+/// A link to it, as programs often have.
+const LINK: &str = "/bin/rehearse";
 
 /// Where engines put files of their own.
 const VOLUME: &str = "/etc/hosts";
@@ -35,6 +38,8 @@ pub struct RehearsalPlan {
     pub files: Vec<PathBuf>,
     /// Its program, in it.
     pub program: PathBuf,
+    /// A link to it, beside it.
+    pub link: PathBuf,
     /// What it sees of the host, and where it is bound, relative to the share's directory.
     pub binds: Vec<(PathBuf, PathBuf)>,
     /// As [`GuestContainer::spec_json`](crate::GuestContainer::spec_json).
@@ -75,13 +80,14 @@ pub(crate) fn rehearsal(config: &Config, facts: &Facts) -> Result<RehearsalPlan,
     };
     let below = |path: &str| rootfs.join(path.trim_start_matches('/'));
     let mut exec = bundle.spec().process().clone().unwrap_or_default();
-    exec.set_args(Some(vec![PROGRAM.into(), "copy".into()]));
+    exec.set_args(Some(vec![LINK.into(), "copy".into()]));
     let text = |json: Vec<u8>| String::from_utf8_lossy(&json).into_owned();
     Ok(RehearsalPlan {
         id: plan.id,
         directories: ["", "/bin", "/etc", "/dev", "/proc", "/sys"].map(below).into(),
         files: vec![volume, below(VOLUME)],
         program: below(PROGRAM),
+        link: below(LINK),
         binds: std::iter::once((rootfs, share_path))
             .chain(
                 plan.volumes
@@ -100,9 +106,11 @@ pub(crate) fn rehearsal(config: &Config, facts: &Facts) -> Result<RehearsalPlan,
 /// What engines ask for, in the usual order of mounts.
 fn spec(volume: &Path) -> Result<Value, PlanError> {
     let mut spec = serde_json::to_value(default_spec())?;
-    spec["process"]["args"] = json!([PROGRAM]);
+    spec["process"]["args"] = json!([LINK]);
     spec["process"]["terminal"] = json!(false);
     spec["root"]["readonly"] = json!(false);
+    // Engines put containers below a cgroup of their own.
+    spec["linux"]["cgroupsPath"] = json!("/engine/rehearsal");
     spec["linux"]["seccomp"] = json!({
         "defaultAction": "SCMP_ACT_ALLOW",
         "syscalls": [{"names": ["kexec_load", "reboot"], "action": "SCMP_ACT_ERRNO"}],

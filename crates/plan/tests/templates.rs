@@ -9,7 +9,7 @@ use kata_config::{Config, Internetworking, RootfsType, SharedFs};
 use kata_machine::{Channel, Device, MachineSpec, Root};
 use kata_netlink::{Interface, Network};
 use kata_plan::{Facts, PodPlan};
-use serde_json::json;
+use serde_json::{Value, json};
 
 fn enabled(change: impl FnOnce(&mut Config)) -> Config {
     let mut config = Config::default();
@@ -167,6 +167,52 @@ fn a_template_is_complete_and_lies_where_it_is_made() {
         serde_json::from_str::<kata_plan::TemplatePlan>(&text).unwrap(),
         template
     );
+}
+
+#[test]
+fn a_template_rehearses_with_an_ordinary_container() {
+    let template = kata_plan::template(&enabled(|_| {}), &support::facts()).unwrap();
+    let rehearsal = template.rehearsal;
+    let names = |paths: &[std::path::PathBuf]| -> Vec<_> {
+        let below = paths
+            .iter()
+            .map(|path| path.strip_prefix(&rehearsal.directory).unwrap());
+        below.map(|path| path.to_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(rehearsal.directory.to_str(), Some("/run/vc/vm/template/.new/bundle"));
+    assert_eq!(
+        names(&rehearsal.directories),
+        [
+            "rootfs",
+            "rootfs/bin",
+            "rootfs/etc",
+            "rootfs/dev",
+            "rootfs/proc",
+            "rootfs/sys"
+        ]
+    );
+    assert_eq!(names(&rehearsal.files), ["hosts", "rootfs/etc/hosts"]);
+    let (sources, targets): (Vec<_>, Vec<_>) = rehearsal.binds.iter().cloned().unzip();
+    assert_eq!(names(&sources), ["rootfs", "hosts"]);
+    assert_eq!(targets[0].to_str(), Some("rehearsal/rootfs"));
+    assert_eq!(targets[1].to_str(), Some("rehearsal/volumes/7-hosts"));
+    let spec: Value = serde_json::from_str(&rehearsal.spec_json).unwrap();
+    assert_eq!(spec["root"]["path"], "/run/kata/shared/rehearsal/rootfs");
+    assert_eq!(
+        spec["mounts"][7]["source"],
+        "/run/kata/shared/rehearsal/volumes/7-hosts"
+    );
+    let programs = [rehearsal.program.clone(), rehearsal.link.clone()];
+    assert_eq!(names(&programs), ["rootfs/bin/rehearsal", "rootfs/bin/rehearse"]);
+    assert_eq!(spec["process"]["args"], json!(["/bin/rehearse"]));
+    let exec: Value = serde_json::from_str(&rehearsal.exec_json).unwrap();
+    assert_eq!(exec["args"], json!(["/bin/rehearse", "copy"]));
+    assert_eq!(exec["capabilities"], spec["process"]["capabilities"]);
+    assert!(!rehearsal.seccomp_filter.is_empty() && rehearsal.seccomp_filter.len().is_multiple_of(8));
+
+    let without = enabled(|config| config.runtime.disable_guest_seccomp = true);
+    let template = kata_plan::template(&without, &support::facts()).unwrap();
+    assert!(template.rehearsal.seccomp_filter.is_empty(), "as its pods");
 }
 
 #[test]

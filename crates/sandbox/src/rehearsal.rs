@@ -11,12 +11,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use kata_agent_client::{Agent, Process, connect};
-use kata_machine::Draft;
+use kata_machine::{Device, Draft, MachineSpec};
 use kata_plan::{RehearsalPlan, SharePlan, TemplatePlan};
 use kata_storage::bind::{Bind, unbind};
 use kata_wire::names::VOLUMES_DIR;
 use kata_wire::proto;
 use kata_wire::stream::Kind;
+use nix::libc::{RT_SCOPE_LINK, RTPROT_BOOT, RTPROT_KERNEL};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
@@ -63,7 +64,7 @@ async fn perform(draft: &mut dyn Draft, plan: &TemplatePlan, limit: Duration) ->
     let set_up = proto::SetupRequest {
         sandbox_id: id.clone(),
         hostname: id.clone(),
-        network: Some(proto::Network::new()).into(),
+        network: Some(network(&plan.machine)).into(),
         ..set_up_of_any(&plan.machine, &plan.share)
     };
     agent.set_up(set_up).await?;
@@ -74,6 +75,47 @@ async fn perform(draft: &mut dyn Draft, plan: &TemplatePlan, limit: Duration) ->
     hide(&share.join(id), shown);
     // With the agent goes the connection.
     Ok(agent.reset().await?)
+}
+
+/// A usual link on the first device, if there is one. Nobody is at its other end.
+fn network(machine: &MachineSpec) -> proto::Network {
+    let device = machine.devices.iter().find_map(|device| match device {
+        Device::Nic { mac, .. } => Some(mac.0.to_vec()),
+        _ => None,
+    });
+    let [own, gateway, subnet] = [[192, 0, 2, 2], [192, 0, 2, 1], [192, 0, 2, 0]].map(|ip: [u8; 4]| ip.to_vec());
+    let interface = |device_mac| proto::Interface {
+        device_mac,
+        name: "eth0".into(),
+        mac: vec![2, 0, 0, 0, 2, 2],
+        mtu: 1450,
+        addresses: vec![proto::Address {
+            ip: own.clone(),
+            prefix: 24,
+            ..Default::default()
+        }],
+        routes: vec![
+            proto::Route {
+                destination: subnet,
+                prefix: 24,
+                source: own,
+                scope: u32::from(RT_SCOPE_LINK),
+                protocol: u32::from(RTPROT_KERNEL),
+                ..Default::default()
+            },
+            proto::Route {
+                destination: vec![0; 4],
+                gateway,
+                protocol: u32::from(RTPROT_BOOT),
+                ..Default::default()
+            },
+        ],
+        ..Default::default()
+    };
+    proto::Network {
+        interfaces: device.map(interface).into_iter().collect(),
+        ..Default::default()
+    }
 }
 
 /// The container, from its creation to the end of its first process.
@@ -170,7 +212,9 @@ fn make_files(plan: &RehearsalPlan) -> Result<(), (PathBuf, std::io::Error)> {
     let program = &plan.program;
     std::fs::write(program, program::bytes())
         .and_then(|()| std::fs::set_permissions(program, PermissionsExt::from_mode(0o755)))
-        .map_err(|error| (program.clone(), error))
+        .map_err(|error| (program.clone(), error))?;
+    let name = program.file_name().unwrap_or_default();
+    std::os::unix::fs::symlink(name, &plan.link).map_err(|error| (plan.link.clone(), error))
 }
 
 /// Binds it into the share, as for a pod.

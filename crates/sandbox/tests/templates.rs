@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use kata_sandbox::step::Faults;
 use kata_sandbox::template::{self, Made, Occasion};
-use kata_sandbox::{Process, describe, survey};
+use kata_sandbox::{Process, SandboxError, describe, survey};
 use kata_testkit::machine::FakeVmm;
 use support::{Lab, run};
+use ttrpc::Code;
 
 /// A lab whose templates lie in `store`.
 fn lab(vmm: FakeVmm, faults: Faults, store: &Path) -> Lab {
@@ -21,12 +22,17 @@ fn lab(vmm: FakeVmm, faults: Faults, store: &Path) -> Lab {
 
 /// Makes the template that the lab's pod needs.
 async fn make(lab: &Lab) -> Made {
+    let made = try_to_make(lab).await;
+    made.unwrap_or_else(|error| panic!("{}", describe(&error)))
+}
+
+async fn try_to_make(lab: &Lab) -> Result<Made, SandboxError> {
     let facts = survey::host(&lab.config).expect("facts");
     let plan = kata_plan::template(&lab.config, &facts).expect("plan");
-    let made = template::make(&plan, &lab.vmm, Duration::from_secs(5), Occasion::Pod).await;
+    let made = template::make(&plan, &lab.vmm, Duration::from_secs(5), Occasion::Operator).await;
     // It has gone where the template's taps are.
     kata_net::namespace::enter_new().expect("another network namespace");
-    made.unwrap_or_else(|error| panic!("{}", describe(&error)))
+    made
 }
 
 fn count(store: &Path) -> usize {
@@ -59,6 +65,64 @@ fn a_clone_comes_up_or_leaves_nothing() {
             lab.create().await.expect("again");
             assert!(lab.vmm.restored() >= 1, "the template is not to blame");
             lab.sandbox.shut_down().await;
+        }
+    });
+}
+
+#[test]
+fn a_template_has_rehearsed() {
+    run(|| async {
+        let place = tempfile::tempdir_in("/dev/shm").expect("a directory in memory");
+        let store = place.path().join("templates");
+        let lab = lab(FakeVmm::default(), Faults::none(), &store);
+        let mounts = || std::fs::read_to_string("/proc/thread-self/mountinfo").expect("mounts");
+        let before = mounts();
+        assert_eq!(make(&lab).await, Made::Now);
+        let all = [
+            "setup rehearsal",
+            "create_container rehearsal",
+            "start_container rehearsal",
+            "exec rehearsal copy",
+            "delete_process rehearsal copy",
+            "signal rehearsal  9",
+            "delete_container rehearsal",
+            "reset",
+        ];
+        assert_eq!(lab.vmm.rehearsing.requests(), all);
+        assert_eq!(lab.vmm.rehearsing.network().interfaces.len(), 1);
+        assert_eq!(mounts(), before);
+        let template = std::fs::read_dir(&store).expect("store").flatten().next();
+        let mut files: Vec<_> = std::fs::read_dir(template.expect("one").path())
+            .expect("its files")
+            .map(|file| file.expect("file").file_name())
+            .collect();
+        files.sort();
+        assert_eq!(files, ["manifest.json", "memory", "state"]);
+    });
+}
+
+#[test]
+fn what_fails_in_the_rehearsal_makes_no_template() {
+    run(|| async {
+        for request in ["setup", "create_container", "exec", "delete_container", "reset"] {
+            let place = tempfile::tempdir_in("/dev/shm").expect("a directory in memory");
+            let store = place.path().join("templates");
+            let lab = lab(FakeVmm::default(), Faults::none(), &store);
+            let mounts = || std::fs::read_to_string("/proc/thread-self/mountinfo").expect("mounts");
+            let before = mounts();
+            lab.vmm.rehearsing.fail(request, Code::INTERNAL, "not today");
+            let error = try_to_make(&lab).await.expect_err(request);
+            let expected = "the rehearsal of a pod in the template's machine failed: not today";
+            assert_eq!(describe(&error), expected, "{request}");
+            let left: Vec<_> = std::fs::read_dir(&store)
+                .expect("store")
+                .map(|entry| entry.expect("entry").file_name().to_string_lossy().into_owned())
+                .collect();
+            let [left] = &left[..] else {
+                panic!("{request} left {left:?}")
+            };
+            assert!(left.ends_with(".failed"), "{request} left {left}");
+            assert_eq!(mounts(), before, "{request}");
         }
     });
 }

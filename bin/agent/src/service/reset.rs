@@ -26,7 +26,7 @@ pub fn reset(pod: &Pod) -> Result<Empty, Refusal> {
     pod.with(forget)?;
     clear(Path::new(names::POD_DIR)).map_err(|error| failed("remove what the pod had", &error))?;
     cgroup::remove_below(Path::new(cgroup::ROOT))?;
-    network::make(&pod.modules, &[]).map_err(|error| failed("set the links down", &error))?;
+    network::reset().map_err(|error| failed("put the links back", &error))?;
     nix::unistd::sethostname(&pod.hostname).map_err(|errno| failed("take the name back", &errno))?;
     tracing::info!("as before the set-up");
     Ok(Empty::new())

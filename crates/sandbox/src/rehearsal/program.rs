@@ -6,6 +6,9 @@
 /// Where it is loaded.
 const ADDRESS: u64 = 0x40_0000;
 
+/// How long the file is, bytes: programs are longer than what is read of a file at once. There is nothing in the rest.
+const LENGTH: usize = 0x10_004;
+
 /// Bytes of an ELF header, and of the header of a segment.
 const ELF_HEADER: u16 = 64;
 const SEGMENT_HEADER: u16 = 56;
@@ -13,7 +16,7 @@ const SEGMENT_HEADER: u16 = 56;
 /// x86-64 in an ELF header.
 const MACHINE: u16 = 62;
 
-/// `pause` in a loop if there is but one argument, the name; else `read` and `write` until there is no more, and `exit`.
+/// `pause` in a loop if there is but one argument, the name; else a look at the last page, and then `read` and `write` until there is no more, and `exit`.
 #[rustfmt::skip]
 const CODE: &[u8] = &[
     0x8b, 0x04, 0x24,                   //       mov  eax, [rsp]      how many arguments
@@ -22,7 +25,8 @@ const CODE: &[u8] = &[
     0x6a, 0x22, 0x58,                   // wait: push 34; pop rax     pause
     0x0f, 0x05,                         //       syscall
     0xeb, 0xf9,                         //       jmp  wait
-    0x48, 0x81, 0xec, 0, 1, 0, 0,       // copy: sub  rsp, 256
+    0x8a, 0x04, 0x25, 0, 0, 0x41, 0,    // copy: mov  al, [0x410000]  its last page
+    0x48, 0x81, 0xec, 0, 1, 0, 0,       //       sub  rsp, 256
     0x31, 0xff,                         // next: xor  edi, edi        standard input
     0x48, 0x89, 0xe6,                   //       mov  rsi, rsp
     0xba, 0, 1, 0, 0,                   //       mov  edx, 256
@@ -43,7 +47,7 @@ const CODE: &[u8] = &[
 /// The file: headers and code in one segment.
 pub(super) fn bytes() -> Vec<u8> {
     let start = u64::from(ELF_HEADER + SEGMENT_HEADER);
-    let length = start + CODE.len() as u64;
+    let length = LENGTH as u64;
     let mut file = Vec::from(*b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
     let mut put = |bytes: &[u8]| file.extend_from_slice(bytes);
     // An executable, of version 1; entry; segments, no sections, no flags.
@@ -63,6 +67,7 @@ pub(super) fn bytes() -> Vec<u8> {
         put(&number.to_le_bytes());
     }
     put(CODE);
+    file.resize(LENGTH, 0);
     file
 }
 
