@@ -280,8 +280,9 @@ fn a_template_that_is_no_good_is_given_up_for_a_boot() {
 
     // What only QEMU finds out.
     let forge = format!(
-        "cd {STORE}/{first}; truncate -s 50000 state; set $(sha256sum state)
-        sed -i \"s/\\\"state_sha256\\\":\\\"[0-9a-f]*/\\\"state_sha256\\\":\\\"$1/\" manifest.json"
+        "cd {STORE}/{first}; truncate -s 50000 state; touch -d @1000000000 state; set $(sha256sum state)
+        shape='\"state\":{{\"bytes\":50000,\"seconds\":1000000000,\"nanoseconds\":0}}'
+        sed -i -e \"s/\\\"state_sha256\\\":\\\"[0-9a-f]*/\\\"state_sha256\\\":\\\"$1/\" -e \"s/\\\"state\\\":{{[^}}]*}}/$shape/\" manifest.json"
     );
     sh(&lab, &forge);
     factory(&lab, "status").ok().says("vm factory is on\n");

@@ -13,6 +13,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 
 use kata_checkpoint::{CheckpointError, Descriptor, Image, Kind, Needs, Source};
 use kata_machine::{Accelerator, Channel, Device, Machine, MachineError, MachineSpec, MemoryBacking, Template};
+use kata_sys::tun::{Framing, frame};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -27,6 +28,13 @@ const ONE_PIECE_MIB: u32 = 2048;
 
 /// Standard input, output and errors: control, console and messages of every QEMU of ours.
 const STDIO: RawFd = 3;
+
+/// What the guest's driver has agreed on with QEMU, and QEMU has told the taps of the image: virtio 1's header, and of what Linux asks for the part
+/// that every kernel of a host has.
+const FRAMING: Framing = Framing {
+    header: 12,
+    offload: true,
+};
 
 /// Whether machines like this one can be written down so, and gain from it.
 pub(crate) fn suits(spec: &MachineSpec) -> bool {
@@ -64,6 +72,9 @@ pub(crate) async fn restore(
         outside_shared: spec.memory_backing == MemoryBacking::SharedMemfd,
     };
     let mut files = launch::open_nodes(&render::nodes(spec))?;
+    for (tap, _) in &files {
+        frame(tap, FRAMING).map_err(host("cannot make a tap what it was for QEMU"))?;
+    }
     files.push((pages, needs.pages));
     files.extend(roles.sockets(spec, &memory).await?);
     for descriptor in &image.descriptors {

@@ -245,6 +245,8 @@ fn socket_pair(what: &str) -> Result<(UnixStream, OwnedFd), MachineError> {
     let make = || {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         ours.set_nonblocking(true)?;
+        // QEMU would do that itself, but for one that is made of a template and believes to have done it.
+        theirs.set_nonblocking(true)?;
         Ok((UnixStream::from_std(ours)?, theirs.into()))
     };
     make().map_err(|source| MachineError::Host {

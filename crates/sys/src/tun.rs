@@ -8,6 +8,16 @@ use std::os::fd::AsRawFd;
 const SET_INTERFACE: libc::c_ulong = 0x4004_54ca;
 const SET_PERSISTENT: libc::c_ulong = 0x4004_54cb;
 
+/// `TUNSETVNETHDRSZ` and `TUNSETOFFLOAD`,
+const SET_HEADER_SIZE: libc::c_ulong = 0x4004_54d8;
+const SET_OFFLOAD: libc::c_ulong = 0x4004_54d0;
+
+/// and what the latter takes: `TUN_F_CSUM`, `TUN_F_TSO4`, `TUN_F_TSO6`, `TUN_F_TSO_ECN`.
+const CHECKSUM: libc::c_ulong = 0x01;
+const TCP4: libc::c_ulong = 0x02;
+const TCP6: libc::c_ulong = 0x04;
+const TCP_ECN: libc::c_ulong = 0x08;
+
 /// `IFF_TUN_EXCL`: fail if there is one of this name.
 const EXCLUSIVE: libc::c_int = 0x8000;
 
@@ -32,6 +42,40 @@ pub fn make_tap(name: &str, multi_queue: bool) -> io::Result<()> {
 /// As [`make_tap`]; `EBUSY` when somebody holds it, `EINVAL` when the link is no such tap.
 pub fn open_tap(name: &str, multi_queue: bool) -> io::Result<File> {
     attach(name, multi_queue, 0)
+}
+
+/// How a driver of virtio network devices sees packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Framing {
+    /// Bytes in front of each packet (VIRTIO 1.2, section 5.1.6).
+    pub header: u32,
+    /// Whether packets may come without checksums, and TCP's in larger pieces than the link takes.
+    pub offload: bool,
+}
+
+/// Makes the end of a tap that [`open_tap`] has opened one that frames packets so, and whose reads do not block.
+///
+/// # Errors
+/// What ioctl(2) or fcntl(2) failed with.
+pub fn frame(tap: &File, framing: Framing) -> io::Result<()> {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    let header = libc::c_int::try_from(framing.header).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: reads one integer that lives through the call.
+    if unsafe { libc::ioctl(tap.as_raw_fd(), SET_HEADER_SIZE, &raw const header) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let offload = if framing.offload {
+        CHECKSUM | TCP4 | TCP6 | TCP_ECN
+    } else {
+        0
+    };
+    // SAFETY: takes integers only.
+    if unsafe { libc::ioctl(tap.as_raw_fd(), SET_OFFLOAD, offload) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let flags = OFlag::from_bits_retain(fcntl(tap, FcntlArg::F_GETFL)?);
+    fcntl(tap, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
 }
 
 fn attach(name: &str, multi_queue: bool, more: libc::c_int) -> io::Result<File> {
