@@ -423,6 +423,26 @@ fn nothing_is_left_of_a_factory() {
     wait::until("the maker's machine has ended", Duration::from_secs(10), nobody_makes);
     runtime(&lab).delete_force("killed").ok();
 
+    // A machine that ends while its guest rehearses.
+    let maker = runtime(&lab).program().args(["factory", "init"]).start();
+    wait::until("it rehearses", Duration::from_secs(30), || {
+        lab.outside(STORE).join(".new/bundle/rootfs/bin/rehearse").exists()
+    });
+    let its = pids::all(&lab)
+        .into_iter()
+        .find(|process| process.part() == Some(Part::Vmm));
+    lab.kill(its.expect("the maker's machine").pid);
+    maker
+        .finish()
+        .failed()
+        .complains("cannot make the template")
+        .complains("ended by signal 9");
+    assert!(nobody_makes());
+    let [failure] = &templates(&lab)[..] else {
+        panic!("nothing but a reason")
+    };
+    assert!(failure.ends_with(".failed"), "{failure}");
+
     // Clones outlive their template.
     factory(&lab, "init").ok().stdout("vm factory initialized\n");
     begin(&lab, "outlives");
