@@ -166,3 +166,47 @@ impl Image {
         Ok((image, (16 + length).next_multiple_of(PAGE)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn what_is_no_image_is_told() {
+        let file = |bytes: &[u8]| {
+            let mut file = tempfile::tempfile().expect("a file");
+            file.write_all(bytes).expect("written");
+            file
+        };
+        let image = Image {
+            areas: Vec::new(),
+            threads: Vec::new(),
+            descriptors: Vec::new(),
+            actions: Vec::new(),
+        };
+        let whole = file(b"");
+        assert_eq!(image.write(&whole).expect("written"), PAGE);
+        assert!(Image::is_in(&whole).expect("read"));
+        assert_eq!(Image::read(&whole).expect("an image"), (image, PAGE));
+
+        let long = [MARK.as_slice(), &u64::MAX.to_le_bytes()].concat();
+        let garbled = [MARK.as_slice(), &4_u64.to_le_bytes(), b"[1,}"].concat();
+        for (bytes, said) in [
+            (b"QEVM and what follows".as_slice(), "it begins otherwise"),
+            (&long, "its description is too long"),
+            (&garbled, "expected a sequence"),
+        ] {
+            let error = Image::read(&file(bytes)).expect_err("no image").to_string();
+            assert!(error.contains(said), "{error}");
+        }
+        for short in [b"".as_slice(), MARK, &garbled[..18]] {
+            assert!(
+                matches!(Image::read(&file(short)), Err(CheckpointError::Kernel { .. })),
+                "{short:?}"
+            );
+        }
+        assert!(!Image::is_in(&file(b"QEVM")).expect("read"));
+    }
+}

@@ -3,10 +3,11 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::mpsc;
 
-use kata_checkpoint::{Image, Kind, Needs, begin, capture, restore};
+use kata_checkpoint::{CheckpointError, Image, Kind, Needs, Source, begin, capture, restore};
 use kata_sys::process::give_fds;
 
 const ROLE: &str = "KATA_CHECKPOINT_TEST";
@@ -106,16 +107,43 @@ fn the_others_go_on_where_it_was() {
     );
     assert!(read.descriptors.iter().all(|it| !matches!(it.kind, Kind::Outside)));
 
-    let make = || {
+    // A file that is another now: nothing is made, and the child can be waited for.
+    let mut changed = read.clone();
+    let own = std::env::current_exe().expect("this program");
+    for area in &mut changed.areas {
+        if let Source::File { path, mark, .. } = &mut area.source
+            && *path == own
+        {
+            mark.changed += 1;
+        }
+    }
+    let needs = Needs {
+        pages: 100,
+        outside: 101,
+        outside_shared: false,
+    };
+    let start = || {
         let mut command = program();
         begin(&mut command);
         give_fds(&mut command, vec![(file.as_raw_fd(), 100), (outside.as_raw_fd(), 101)]);
-        let child = command.spawn().expect("started");
-        let needs = Needs {
-            pages: 100,
-            outside: 101,
-            outside_shared: false,
-        };
+        command.spawn().expect("started")
+    };
+    let mut child = start();
+    let error = restore(child.id(), &changed, pages_at, needs).expect_err("changed");
+    assert!(
+        matches!(&error, CheckpointError::Changed { path } if *path == own),
+        "{error}"
+    );
+    assert_eq!(child.wait().expect("waited").signal(), Some(9));
+    // As late as can be: when all threads have begun.
+    let mut other = read.clone();
+    other.areas.retain(|area| !matches!(area.source, Source::Kernel { .. }));
+    let mut child = start();
+    restore(child.id(), &other, pages_at, needs).expect_err("it has no place to call the kernel from");
+    assert_eq!(child.wait().expect("waited").signal(), Some(9));
+
+    let make = || {
+        let child = start();
         let restored = restore(child.id(), &read, pages_at, needs).expect("restored");
         assert_eq!(restored.threads.len(), read.threads.len());
         assert_eq!(restored.threads[0].1, child.id().cast_signed());

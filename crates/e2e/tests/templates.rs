@@ -323,6 +323,12 @@ fn a_template_that_is_no_good_is_given_up_for_a_boot() {
     sh(&lab, &format!("umount {STORE}"));
 }
 
+/// Whether a template is an image of QEMU's process, not the state that QEMU writes.
+fn is_process(lab: &Lab, name: &str) -> bool {
+    let state = std::fs::read(lab.outside(STORE).join(name).join("state")).expect("a state");
+    state.starts_with(b"KATAIMG")
+}
+
 #[test]
 fn another_configuration_or_kernel_is_another_template() {
     let lab = open("");
@@ -332,14 +338,14 @@ fn another_configuration_or_kernel_is_another_template() {
         assets.display()
     );
     sh(&lab, &copy);
-    let configure = |memory: u32| {
+    let configure = |memory: u32, more: &str| {
         let text = format!(
-            "[factory]\nenable_template = true\n[hypervisor.qemu]\ndefault_memory = {memory}\nkernel = \"{0}/vmlinux\"\ninitrd = \"{0}/initrd.img\"\n",
+            "[factory]\nenable_template = true\n[hypervisor.qemu]\n{more}\ndefault_memory = {memory}\nkernel = \"{0}/vmlinux\"\ninitrd = \"{0}/initrd.img\"\n",
             assets.display()
         );
         std::fs::write(lab.outside("/etc/kata-containers/configuration.toml"), text).expect("configuration");
     };
-    configure(200);
+    configure(200, "");
     // Two at once make one.
     let init = || {
         runtime(&lab)
@@ -360,14 +366,21 @@ fn another_configuration_or_kernel_is_another_template() {
     let (cloned, log) = tried(&lab, "first");
     assert!(cloned, "{log}");
 
-    configure(220);
+    assert!(is_process(&lab, first), "without hardware virtualization");
+    // A system call filter is the process's own.
+    configure(220, "seccompsandbox = \"on,obsolete=deny,spawn=deny\"");
     factory(&lab, "status")
         .ok()
         .says("vm factory is off\n")
         .says("of another configuration");
     let (cloned, log) = tried(&lab, "larger");
     assert!(cloned, "{log}");
-    assert_eq!(templates(&lab).len(), 2, "configurations have their own");
+    let both = templates(&lab);
+    assert_eq!(both.len(), 2, "configurations have their own");
+    assert!(
+        both.iter().all(|name| is_process(&lab, name) == (name == first)),
+        "{both:?}"
+    );
 
     // The same bytes, but another file, as far as can be told without reading it.
     sh(

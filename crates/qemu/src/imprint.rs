@@ -12,7 +12,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 
 use kata_checkpoint::{CheckpointError, Descriptor, Image, Kind, Needs, Source};
-use kata_machine::{Accelerator, Channel, Device, Machine, MachineError, MachineSpec, MemoryBacking, Template};
+use kata_machine::{
+    Accelerator, Channel, Device, Machine, MachineError, MachineSpec, MemoryBacking, MemoryGrowth, Template,
+};
 use kata_sys::tun::{Framing, frame};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SigSet, Signal};
@@ -44,6 +46,8 @@ pub(crate) fn suits(spec: &MachineSpec) -> bool {
         // A process of an image would be without it.
         && spec.seccomp_sandbox.is_empty()
         && matches!(spec.channel, Channel::Serial { .. })
+        // Its room is memory that is shared, too, and not the template's.
+        && !spec.growth.is_some_and(|growth| growth.memory == MemoryGrowth::Virtio)
 }
 
 /// Whether the template is one of these.

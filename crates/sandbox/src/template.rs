@@ -148,8 +148,24 @@ async fn save(files: &TemplateFiles, plan: &TemplatePlan, vmm: &dyn Vmm, limit: 
         }
     })
     .await?;
-    if again {
-        save_again(files, plan, vmm, limit).await?;
+    if !again {
+        return Ok(());
+    }
+    let second = TemplateFiles {
+        memory: files.memory.with_extension("again"),
+        state: files.state.with_extension("again"),
+    };
+    match save_again(files, &second, plan, vmm, limit).await {
+        // So it would be in pods.
+        Err(error @ SandboxError::Rehearsal { .. }) => return Err(error),
+        Err(error) => {
+            let why = describe(&error);
+            tracing::warn!("the template is one of which machines are made with more work: {why}");
+        }
+        Ok(()) => {}
+    }
+    for file in [&second.memory, &second.state] {
+        let _ = std::fs::remove_file(file);
     }
     Ok(())
 }
@@ -157,6 +173,7 @@ async fn save(files: &TemplateFiles, plan: &TemplatePlan, vmm: &dyn Vmm, limit: 
 /// Makes a machine of the template that was saved, and puts what it is saved as in that one's place.
 async fn save_again(
     files: &TemplateFiles,
+    second: &TemplateFiles,
     plan: &TemplatePlan,
     vmm: &dyn Vmm,
     limit: Duration,
@@ -166,18 +183,26 @@ async fn save_again(
         move |source| SandboxError::Host { act, path, source }
     };
     let open = |path: &Path| File::open(path).map_err(host("open", path));
-    let first = Template {
-        memory: open(&files.memory)?,
-        state: open(&files.state)?,
+    let open = |files: &TemplateFiles| {
+        Ok::<_, SandboxError>(Template {
+            memory: open(&files.memory)?,
+            state: open(&files.state)?,
+        })
     };
+    let first = open(files)?;
     remove_sockets(plan);
-    let second = TemplateFiles {
-        memory: files.memory.with_extension("again"),
-        state: files.state.with_extension("again"),
-    };
     serve(plan, async {
-        let draft = vmm.redraft(&plan.machine, &first, &second).await?;
+        let draft = vmm.redraft(&plan.machine, &first, second).await?;
         save_rehearsed(draft, plan, limit).await
+    })
+    .await?;
+    let made = open(second)?;
+    remove_sockets(plan);
+    // Whether machines can be made of it here is better known before there are pods.
+    serve(plan, async {
+        let machine = vmm.restore(&plan.machine, &made).await?;
+        machine.halt(Duration::ZERO).await;
+        Ok(())
     })
     .await?;
     for (from, to) in [(&second.memory, &files.memory), (&second.state, &files.state)] {
