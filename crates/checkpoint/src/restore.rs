@@ -42,6 +42,8 @@ pub struct Needs {
     pub outside: RawFd,
     /// Whether what is written to the latter is seen by others who have it.
     pub outside_shared: bool,
+    /// Whether the kernel may merge its equal pages (`MADV_MERGEABLE`), where it can and they are the process's own.
+    pub outside_mergeable: bool,
 }
 
 /// A process that goes on where another was.
@@ -277,7 +279,19 @@ impl<'a> Child<'a> {
         let close = |&number: &RawFd| Call::new("close a file", libc::SYS_close, [word(number)]);
         calls.extend(files.values().map(close));
         calls.push(close(&needs.pages));
-        desk.run_well(self.process, &calls)
+        desk.run_well(self.process, &calls)?;
+        if needs.outside_mergeable && !needs.outside_shared {
+            let areas = self.image.areas.iter();
+            let areas = areas.filter(|area| matches!(area.source, Source::Outside { .. }));
+            let advice = word(libc::MADV_MERGEABLE);
+            let advise = |area: &Area| {
+                let arguments = [area.start, area.end - area.start, advice];
+                Call::new("let memory be merged", libc::SYS_madvise, arguments)
+            };
+            // A kernel without it refuses.
+            desk.run(self.process, &areas.map(advise).collect::<Vec<_>>())?;
+        }
+        Ok(())
     }
 
     /// Opens the files that the image maps; answers with their numbers.

@@ -121,6 +121,7 @@ fn the_others_go_on_where_it_was() {
         pages: 100,
         outside: 101,
         outside_shared: false,
+        outside_mergeable: true,
     };
     let start = || {
         let mut command = program();

@@ -74,6 +74,8 @@ pub(crate) async fn restore(
         pages: image.descriptors.iter().map(|it| it.number + 1).max().unwrap_or(STDIO),
         outside: roles.memory,
         outside_shared: spec.memory_backing == MemoryBacking::SharedMemfd,
+        // As QEMU does with all memory.
+        outside_mergeable: true,
     };
     let mut files = launch::open_nodes(&render::nodes(spec))?;
     for (tap, _) in &files {
