@@ -18,18 +18,19 @@ const ORDER: (&str, &str) = ("/sys/module/page_reporting/parameters/page_reporti
 
 /// Loads the driver, later. May be repeated.
 pub fn begin_soon(pod: &Arc<Pod>) {
+    // Of a driver that is built in, the first look is still to come.
+    let _ = set_order();
     let pod = Arc::clone(pod);
     tokio::spawn(async move {
         tokio::time::sleep(REST).await;
-        if let Err(error) = begin(&pod) {
-            tracing::warn!("free memory is not given back to the host: {error}");
+        let begun = pod.modules.load("virtio_balloon").map_err(std::io::Error::other);
+        if let Err(error) = begun.and_then(|()| set_order()) {
+            tracing::warn!("free memory is not given back to the host as it should be: {error}");
         }
     });
 }
 
-fn begin(pod: &Pod) -> Result<(), Box<dyn std::error::Error>> {
-    pod.modules.load("virtio_balloon")?;
+fn set_order() -> std::io::Result<()> {
     let (parameter, value) = ORDER;
-    std::fs::write(parameter, value).map_err(|error| format!("set {parameter}: {error}"))?;
-    Ok(())
+    std::fs::write(parameter, value)
 }
