@@ -24,9 +24,9 @@ pub(crate) const VIRTIO_MEMORY: &str = "vmem";
 const VIRTIO_MEMORY_BACKEND: &str = "vmem-ram";
 
 /// MiB for translated code. The default is 1 GiB, of which a busy guest fills as much as it can. A boot fills 50. When it is
-/// full all is thrown away, and translated again what is needed again: with this once in a boot, early enough to leave room for
-/// the container and its first execs, then once in some 15 execs (docs/performance.md).
-const TRANSLATION_BUFFER_MIB: u32 = 36;
+/// full all is thrown away, and translated again what is needed again: with this once in a boot, not again before the container
+/// and its first execs (as with 32 and 36), then once in some 15 execs (docs/performance.md).
+const TRANSLATION_BUFFER_MIB: u32 = 34;
 
 /// The id of the port by which the agent is reached.
 pub(crate) const AGENT_PORT: &str = "agent-port";
