@@ -74,6 +74,8 @@ impl Modules {
             match finit_module(&file, c"", ModuleInitFlags::empty()) {
                 Ok(()) | Err(Errno::EEXIST) => {
                     loaded.insert(path.clone());
+                    // An initramfs is memory, and this part of it has served. An image cannot be written to.
+                    let _ = std::fs::remove_file(path);
                 }
                 Err(errno) => return Err(failed(errno.into())),
             }

@@ -357,7 +357,7 @@ impl Default for Qemu {
             default_maxmemory: None,
             memory_slots: 10,
             enable_virtio_mem: false,
-            reclaim_guest_freed_memory: false,
+            reclaim_guest_freed_memory: true,
             shared_fs: None,
             virtio_fs_daemon: None,
             valid_virtio_fs_daemon_paths: Vec::new(),

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use kata_bundle::{Bundle, Role};
 use kata_config::Config;
-use kata_machine::{Accelerator, Boot, Channel, Device, Growth, Image, MachineSpec, MemoryGrowth, Root, Size};
+use kata_machine::{
+    Accelerator, Boot, Channel, Device, Growth, Image, MachineSpec, MemoryBacking, MemoryGrowth, Root, Size,
+};
 use kata_wire::names::{CHANNEL_PORT, CHANNEL_VSOCK_PORT, LOG_PARAMETER};
 use serde::Serialize;
 
@@ -140,7 +142,9 @@ impl Parts<'_> {
             },
             Device::DiskController,
         ];
-        if config.qemu.reclaim_guest_freed_memory {
+        // Clones that share the template's pages cannot give them back.
+        let shares_pages = config.factory.enable_template && self.share.memory_backing() == MemoryBacking::Private;
+        if config.qemu.reclaim_guest_freed_memory && !shares_pages {
             devices.push(Device::Balloon);
         }
         devices.extend(self.network.devices(config, facts));

@@ -4,7 +4,7 @@
 
 mod support;
 
-use kata_config::{Config, CpuCount};
+use kata_config::{Config, CpuCount, SharedFs};
 use kata_machine::{Accelerator, Device, Growth, MemoryGrowth, Size};
 use kata_plan::{Demand, Facts, PlanError, PodPlan};
 use serde_json::{Value, json};
@@ -242,11 +242,22 @@ fn memory_goes_back_by_a_balloon() {
         let plan = plan(&alone(json!({})), config).unwrap();
         plan.machine.devices.contains(&Device::Balloon)
     };
-    assert!(!has_balloon(&configured(|_| {})));
-    assert!(has_balloon(&configured(|config| config
+    assert!(has_balloon(&configured(|_| {})));
+    assert!(!has_balloon(&configured(|config| config
         .qemu
         .reclaim_guest_freed_memory =
-        true)));
+        false)));
+    let templates = |share| {
+        configured(move |config| {
+            config.factory.enable_template = true;
+            config.qemu.shared_fs = Some(share);
+        })
+    };
+    assert!(has_balloon(&templates(SharedFs::VirtioFs)));
+    assert!(
+        !has_balloon(&templates(SharedFs::Virtio9p)),
+        "pages that others have, too"
+    );
 }
 
 #[test]

@@ -23,9 +23,10 @@ const SOCKET_PATH_LIMIT: usize = 107;
 pub(crate) const VIRTIO_MEMORY: &str = "vmem";
 const VIRTIO_MEMORY_BACKEND: &str = "vmem-ram";
 
-/// MiB for translated code. The default is 1 GiB, of which a busy guest fills as much as it can. A boot fills 50; with less
-/// it translates again what it had to throw away, and so does every third exec (docs/performance.md).
-const TRANSLATION_BUFFER_MIB: u32 = 64;
+/// MiB for translated code. The default is 1 GiB, of which a busy guest fills as much as it can. A boot fills 50. When it is
+/// full all is thrown away, and translated again what is needed again: with this once in a boot, not again before the container
+/// and its first execs (as with 32 and 36), then once in some 15 execs (docs/performance.md).
+const TRANSLATION_BUFFER_MIB: u32 = 34;
 
 /// The id of the port by which the agent is reached.
 pub(crate) const AGENT_PORT: &str = "agent-port";

@@ -1,6 +1,7 @@
 //! The rpcs of `agent.proto`: each is read, done in a room of its own, answered. What has begun is finished even if the
 //! host stops waiting for it.
 
+mod balloon;
 mod container;
 mod disk;
 mod driver;

@@ -2,11 +2,13 @@
 
 use std::fs::DirBuilder;
 use std::path::Path;
+use std::sync::Arc;
 
 use kata_wire::proto::{SetupRequest, SetupResponse, Share};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 
+use super::balloon;
 use super::container::keep_namespaces;
 use super::refusal::Refusal;
 use crate::clock;
@@ -16,7 +18,7 @@ use crate::pod::Pod;
 ///
 /// # Errors
 /// [`Refusal`] naming what could not be done.
-pub fn setup(pod: &Pod, request: &SetupRequest) -> Result<SetupResponse, Refusal> {
+pub fn setup(pod: &Arc<Pod>, request: &SetupRequest) -> Result<SetupResponse, Refusal> {
     let failed = |what: &str, error: &dyn std::fmt::Display| Refusal::Internal(format!("{what}: {error}"));
     if request.clock_unix_nanos != 0 {
         clock::set(request.clock_unix_nanos).map_err(|errno| failed("set the clock", &errno))?;
@@ -31,9 +33,7 @@ pub fn setup(pod: &Pod, request: &SetupRequest) -> Result<SetupResponse, Refusal
         mount_share(pod, share)?;
     }
     if request.balloon {
-        pod.modules
-            .load("virtio_balloon")
-            .map_err(|error| failed("give memory back", &error))?;
+        balloon::begin_soon(pod);
     }
     if let Some(network) = request.network.as_ref() {
         super::network::make(pod, network)?;

@@ -1,0 +1,36 @@
+//! The balloon device, by which the host gets back memory that the guest has used and does not need any more: at first what its
+//! boot has left behind, later what containers free.
+//!
+//! It is in nobody's way: its driver is loaded when the pod has been there for a while, so one that only runs something short
+//! does without. The kernel looks for free memory two seconds after that, and whenever more has become free.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::pod::Pod;
+
+/// How long after the set-up it begins.
+const REST: Duration = Duration::from_secs(3);
+
+/// The smallest free block that is reported, as a power of two of pages, and its value: half a MiB. The kernel's own, 2 MiB, finds
+/// a third of what a boot has left (docs/memory.md). Kernels before 6.3 take it only when the driver is there.
+const ORDER: (&str, &str) = ("/sys/module/page_reporting/parameters/page_reporting_order", "7");
+
+/// Loads the driver, later. May be repeated.
+pub fn begin_soon(pod: &Arc<Pod>) {
+    // Of a driver that is built in, the first look is still to come.
+    let _ = set_order();
+    let pod = Arc::clone(pod);
+    tokio::spawn(async move {
+        tokio::time::sleep(REST).await;
+        let begun = pod.modules.load("virtio_balloon").map_err(std::io::Error::other);
+        if let Err(error) = begun.and_then(|()| set_order()) {
+            tracing::warn!("free memory is not given back to the host as it should be: {error}");
+        }
+    });
+}
+
+fn set_order() -> std::io::Result<()> {
+    let (parameter, value) = ORDER;
+    std::fs::write(parameter, value)
+}
