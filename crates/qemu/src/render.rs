@@ -28,6 +28,9 @@ const VIRTIO_MEMORY_BACKEND: &str = "vmem-ram";
 /// and its first execs (as with 32 and 36), then once in some 15 execs (docs/performance.md).
 const TRANSLATION_BUFFER_MIB: u32 = 34;
 
+/// The same where a template's guest has rehearsed: clones share the 30 MiB that it has filled, and lose them all when it is full.
+const REHEARSED_BUFFER_MIB: u32 = 64;
+
 /// The id of the port by which the agent is reached.
 pub(crate) const AGENT_PORT: &str = "agent-port";
 
@@ -113,6 +116,10 @@ fn machine(line: &mut Line, spec: &MachineSpec, start: Start<'_>, board: &Board)
         options.push_str(",memory-backend=ram");
     }
     line.add("-machine", options);
+    let buffer = match start {
+        Start::Boot | Start::Save(_) => TRANSLATION_BUFFER_MIB,
+        Start::Restore => REHEARSED_BUFFER_MIB,
+    };
     line.add(
         "-accel",
         match spec.accelerator {
@@ -120,9 +127,9 @@ fn machine(line: &mut Line, spec: &MachineSpec, start: Start<'_>, board: &Board)
             // With a thread a CPU, those there are may have taken the whole buffer when one more is plugged in, and QEMU aborts
             // (10.0.2, tcg/region.c).
             Accelerator::Tcg if spec.growth.as_ref().is_some_and(|growth| growth.vcpus > spec.vcpus) => {
-                format!("tcg,thread=single,tb-size={TRANSLATION_BUFFER_MIB}")
+                format!("tcg,thread=single,tb-size={buffer}")
             }
-            Accelerator::Tcg => format!("tcg,tb-size={TRANSLATION_BUFFER_MIB}"),
+            Accelerator::Tcg => format!("tcg,tb-size={buffer}"),
         },
     );
 }
