@@ -195,9 +195,9 @@ fn memory_that_the_guest_frees_goes_back_and_a_start_is_traced() {
     let id = "reclaims";
     let runtime = Runtime::new(Kind::Kata, lab());
     let bundle = Bundle::script(lab(), id, "sleep 1000 & wait");
-    let reclaims = "[hypervisor.qemu]\nreclaim_guest_freed_memory = true\n";
-    runtime.create_with(&bundle, id, reclaims).ok();
+    runtime.create(&bundle, id).ok();
     runtime.start(id).ok();
+    let booted = held(id);
     let trace = |format: &str| runtime.verb("trace").args(["--format", format, id]).run().ok();
     trace("table")
         .says("boot the guest's kernel")
@@ -217,12 +217,14 @@ fn memory_that_the_guest_frees_goes_back_and_a_start_is_traced() {
         .failed()
         .complains("no container and no sandbox has the id \"nobody\"");
 
+    let limit = Duration::from_secs(30);
+    wait::until("what the boot has left is back", limit, || held(id) + 5 < booted);
     let fill = runtime.exec(id, "dd if=/dev/zero of=/dev/shm/large bs=1M count=50 2>/dev/null");
     fill.run().ok();
     let full = held(id);
     runtime.exec(id, "rm /dev/shm/large").run().ok();
-    // In blocks of 2 MiB: pages that are used keep their neighbours.
-    wait::until("most of it is back", Duration::from_secs(30), || held(id) + 30 < full);
+    // In blocks of half a MiB: pages that are used keep their neighbours.
+    wait::until("most of it is back", limit, || held(id) + 40 < full);
     runtime.delete_force(id).ok();
 }
 
