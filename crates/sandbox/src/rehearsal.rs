@@ -33,6 +33,10 @@ const EXEC: &str = "copy";
 
 const KILL: u32 = 9;
 
+/// After how long a guest has reported what it has free: Linux begins with that two seconds after there is more (`PAGE_REPORTING_DELAY`), and tells
+/// nobody when it is done.
+const REPORTED_AFTER: Duration = Duration::from_millis(2600);
+
 /// Has the guest rehearse within `limit`. The share is the process's own, and served. After an error the machine is of no use.
 ///
 /// # Errors
@@ -73,8 +77,12 @@ async fn perform(draft: &mut dyn Draft, plan: &TemplatePlan, limit: Duration) ->
     live(&agent, &plan.rehearsal).await?;
     agent.delete_container(id).await?;
     hide(&share.join(id), shown);
+    agent.reset().await?;
+    if plan.machine.devices.contains(&Device::Balloon) {
+        tokio::time::sleep(REPORTED_AFTER).await;
+    }
     // With the agent goes the connection.
-    Ok(agent.reset().await?)
+    Ok(())
 }
 
 /// A usual link on the first device, if there is one. Nobody is at its other end.

@@ -23,11 +23,29 @@ pub fn begin_soon(pod: &Arc<Pod>) {
     let pod = Arc::clone(pod);
     tokio::spawn(async move {
         tokio::time::sleep(REST).await;
-        let begun = pod.modules.load("virtio_balloon").map_err(std::io::Error::other);
-        if let Err(error) = begun.and_then(|()| set_order()) {
-            tracing::warn!("free memory is not given back to the host as it should be: {error}");
-        }
+        begin(&pod);
     });
+}
+
+/// Loads the driver, if there is a device.
+pub fn begin(pod: &Pod) {
+    if !is_there() {
+        return;
+    }
+    let begun = pod.modules.load("virtio_balloon").map_err(std::io::Error::other);
+    if let Err(error) = begun.and_then(|()| set_order()) {
+        tracing::warn!("free memory is not given back to the host as it should be: {error}");
+    }
+}
+
+/// Whether the machine has a balloon (VIRTIO 1.2, section 5: device type 5).
+fn is_there() -> bool {
+    let devices = std::fs::read_dir("/sys/bus/virtio/devices");
+    let mut types = devices.into_iter().flatten().flatten().map(|device| {
+        let number = std::fs::read_to_string(device.path().join("device")).unwrap_or_default();
+        number.trim() == "0x0005"
+    });
+    types.any(|is_balloon| is_balloon)
 }
 
 fn set_order() -> std::io::Result<()> {

@@ -12,6 +12,7 @@ use kata_wire::names;
 use kata_wire::proto::Empty;
 use nix::mount::{MntFlags, umount2};
 
+use super::balloon;
 use super::refusal::Refusal;
 use crate::network;
 use crate::pod::{Pod, State};
@@ -28,6 +29,8 @@ pub fn reset(pod: &Pod) -> Result<Empty, Refusal> {
     cgroup::remove_below(Path::new(cgroup::ROOT))?;
     network::reset().map_err(|error| failed("put the links back", &error))?;
     nix::unistd::sethostname(&pod.hostname).map_err(|errno| failed("take the name back", &errno))?;
+    // What is free now no copy needs to have.
+    balloon::begin(pod);
     tracing::info!("as before the set-up");
     Ok(Empty::new())
 }
