@@ -141,11 +141,11 @@ async fn save(files: &TemplateFiles, plan: &TemplatePlan, vmm: &dyn Vmm, limit: 
     })?;
     let again = vmm.redrafts(&plan.machine);
     serve(plan, async {
-        let draft = vmm.draft(&plan.machine, files, limit).await?;
-        match again {
-            true => Ok(draft.save(limit).await?),
-            false => save_rehearsed(draft, plan, limit).await,
+        let mut draft = vmm.draft(&plan.machine, files, limit).await?;
+        if !again {
+            draft = rehearsed(draft, plan, limit).await?;
         }
+        Ok(draft.save(limit).await?)
     })
     .await?;
     if !again {
@@ -155,64 +155,75 @@ async fn save(files: &TemplateFiles, plan: &TemplatePlan, vmm: &dyn Vmm, limit: 
         memory: files.memory.with_extension("again"),
         state: files.state.with_extension("again"),
     };
-    match save_again(files, &second, plan, vmm, limit).await {
-        // So it would be in pods.
-        Err(error @ SandboxError::Rehearsal { .. }) => return Err(error),
-        Err(error) => {
-            let why = describe(&error);
-            tracing::warn!("the template is one of which machines are made with more work: {why}");
-        }
-        Ok(()) => {}
-    }
+    let saved = save_again(files, &second, plan, vmm, limit).await;
     for file in [&second.memory, &second.state] {
         let _ = std::fs::remove_file(file);
     }
-    Ok(())
+    saved
 }
 
-/// Makes a machine of the template that was saved, and puts what it is saved as in that one's place.
+/// Makes a machine of the template that was saved, and puts what it is saved as in that one's place, if machines can be made of it.
 async fn save_again(
-    files: &TemplateFiles,
+    first: &TemplateFiles,
     second: &TemplateFiles,
     plan: &TemplatePlan,
     vmm: &dyn Vmm,
     limit: Duration,
 ) -> Result<(), SandboxError> {
-    let host = |act: &'static str, path: &Path| {
-        let path = path.to_owned();
-        move |source| SandboxError::Host { act, path, source }
-    };
-    let open = |path: &Path| File::open(path).map_err(host("open", path));
-    let open = |files: &TemplateFiles| {
-        Ok::<_, SandboxError>(Template {
-            memory: open(&files.memory)?,
-            state: open(&files.state)?,
-        })
-    };
-    let first = open(files)?;
+    let made = open(first)?;
     remove_sockets(plan);
-    serve(plan, async {
-        let draft = vmm.redraft(&plan.machine, &first, second).await?;
-        save_rehearsed(draft, plan, limit).await
+    let saved = serve(plan, async {
+        let draft = vmm.redraft(&plan.machine, &made, second).await?;
+        Ok(rehearsed(draft, plan, limit).await?.save(limit).await)
     })
     .await?;
-    let made = open(second)?;
+    let usable = match saved {
+        Ok(()) => try_out(second, plan, vmm).await,
+        Err(error) => Err(error.into()),
+    };
+    if let Err(error) = usable {
+        let why = describe(&error);
+        tracing::warn!("the template is one of which machines are made with more work: {why}");
+        return Ok(());
+    }
+    for (from, to) in [(&second.memory, &first.memory), (&second.state, &first.state)] {
+        std::fs::rename(from, to).map_err(|source| SandboxError::Host {
+            act: "rename",
+            path: from.clone(),
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+/// Makes a machine of the template. That it cannot be done here is better known before there are pods.
+async fn try_out(files: &TemplateFiles, plan: &TemplatePlan, vmm: &dyn Vmm) -> Result<(), SandboxError> {
+    let made = open(files)?;
     remove_sockets(plan);
-    // Whether machines can be made of it here is better known before there are pods.
     serve(plan, async {
         let machine = vmm.restore(&plan.machine, &made).await?;
         machine.halt(Duration::ZERO).await;
         Ok(())
     })
-    .await?;
-    for (from, to) in [(&second.memory, &files.memory), (&second.state, &files.state)] {
-        std::fs::rename(from, to).map_err(host("rename", from))?;
-    }
-    Ok(())
+    .await
+}
+
+fn open(files: &TemplateFiles) -> Result<Template, SandboxError> {
+    let open = |path: &Path| {
+        File::open(path).map_err(|source| SandboxError::Host {
+            act: "open",
+            path: path.to_owned(),
+            source,
+        })
+    };
+    Ok(Template {
+        memory: open(&files.memory)?,
+        state: open(&files.state)?,
+    })
 }
 
 /// Does something while the share is served.
-async fn serve(plan: &TemplatePlan, act: impl Future<Output = Result<(), SandboxError>>) -> Result<(), SandboxError> {
+async fn serve<T>(plan: &TemplatePlan, act: impl Future<Output = Result<T, SandboxError>>) -> Result<T, SandboxError> {
     let server = start_file_server(plan)?;
     let done = act.await;
     if let Some(server) = server {
@@ -221,16 +232,19 @@ async fn serve(plan: &TemplatePlan, act: impl Future<Output = Result<(), Sandbox
     done
 }
 
-async fn save_rehearsed(mut draft: Box<dyn Draft>, plan: &TemplatePlan, limit: Duration) -> Result<(), SandboxError> {
-    match rehearse(&mut *draft, plan, limit).await {
-        Ok(()) => Ok(draft.save(limit).await?),
-        Err(error) => {
-            // A machine that has ended says more.
-            let _ = tokio::time::timeout(VMM_END, ended(&mut draft.exit())).await;
-            draft.discard().await?;
-            Err(SandboxError::Rehearsal { source: error.into() })
-        }
-    }
+/// The draft, after its rehearsal.
+async fn rehearsed(
+    mut draft: Box<dyn Draft>,
+    plan: &TemplatePlan,
+    limit: Duration,
+) -> Result<Box<dyn Draft>, SandboxError> {
+    let Err(error) = rehearse(&mut *draft, plan, limit).await else {
+        return Ok(draft);
+    };
+    // A machine that has ended says more.
+    let _ = tokio::time::timeout(VMM_END, ended(&mut draft.exit())).await;
+    draft.discard().await?;
+    Err(SandboxError::Rehearsal { source: error.into() })
 }
 
 /// Goes into a new network namespace and makes the machine's taps there. Both end with this process.
