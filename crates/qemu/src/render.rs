@@ -23,13 +23,9 @@ const SOCKET_PATH_LIMIT: usize = 107;
 pub(crate) const VIRTIO_MEMORY: &str = "vmem";
 const VIRTIO_MEMORY_BACKEND: &str = "vmem-ram";
 
-/// MiB for translated code. The default is 1 GiB, of which a busy guest fills as much as it can. A boot fills 50. When it is
-/// full all is thrown away, and translated again what is needed again: with this once in a boot, not again before the container
-/// and its first execs (as with 32 and 36), then once in some 15 execs (docs/performance.md).
-const TRANSLATION_BUFFER_MIB: u32 = 34;
-
-/// The same where a template's guest has rehearsed: clones share the 30 MiB that it has filled, and lose them all when it is full.
-const REHEARSED_BUFFER_MIB: u32 = 64;
+/// MiB for translated code. The default is 1 GiB, of which a busy guest fills as much as it can. A boot fills 50, the rehearsal of a template's guest 30, which clones share; when it
+/// is full all is thrown away, and translated again what is needed again. With 34 a pod that has booted is 10 MiB smaller, and its boot takes longer (docs/performance.md).
+const TRANSLATION_BUFFER_MIB: u32 = 64;
 
 /// The id of the port by which the agent is reached.
 pub(crate) const AGENT_PORT: &str = "agent-port";
@@ -116,10 +112,6 @@ fn machine(line: &mut Line, spec: &MachineSpec, start: Start<'_>, board: &Board)
         options.push_str(",memory-backend=ram");
     }
     line.add("-machine", options);
-    let buffer = match start {
-        Start::Boot | Start::Save(_) => TRANSLATION_BUFFER_MIB,
-        Start::Restore => REHEARSED_BUFFER_MIB,
-    };
     line.add(
         "-accel",
         match spec.accelerator {
@@ -127,9 +119,9 @@ fn machine(line: &mut Line, spec: &MachineSpec, start: Start<'_>, board: &Board)
             // With a thread a CPU, those there are may have taken the whole buffer when one more is plugged in, and QEMU aborts
             // (10.0.2, tcg/region.c).
             Accelerator::Tcg if spec.growth.as_ref().is_some_and(|growth| growth.vcpus > spec.vcpus) => {
-                format!("tcg,thread=single,tb-size={buffer}")
+                format!("tcg,thread=single,tb-size={TRANSLATION_BUFFER_MIB}")
             }
-            Accelerator::Tcg => format!("tcg,tb-size={buffer}"),
+            Accelerator::Tcg => format!("tcg,tb-size={TRANSLATION_BUFFER_MIB}"),
         },
     );
 }

@@ -84,6 +84,8 @@ const SPECIFIED: usize = 100;
 const EDGE: usize = 5;
 /// How many are started at a time between the ends.
 const AT_ONCE: usize = 4;
+/// How long those that came at once are given to come to rest; not counted.
+const REST: Duration = Duration::from_secs(5);
 /// How long a crowd is left alone before its idling is measured, and for how long it is.
 const SETTLE: Duration = Duration::from_secs(10);
 const IDLE: Duration = Duration::from_secs(20);
@@ -220,9 +222,14 @@ fn begin(containerd: &Containerd, kind: Kind, numbers: std::ops::Range<usize>) -
     let first_ones = one_by_one(numbers.start..numbers.start + edge)?;
     let between = numbers.start + edge..numbers.end - edge;
     some_at_once(between, |number| start(containerd, kind, &name(number)).map(drop))?;
+    let mut took = begun.elapsed();
+    // The first ones, too, came when nothing else was going on.
+    thread::sleep(REST);
+    let begun = Instant::now();
     let last_ones = one_by_one(numbers.end - edge..numbers.end)?;
+    took += begun.elapsed();
     Ok(Begun {
-        took: begun.elapsed(),
+        took,
         first_ones,
         last_ones,
     })
