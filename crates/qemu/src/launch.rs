@@ -82,8 +82,8 @@ pub(crate) fn launch(
     let [program, arguments @ ..] = line else {
         return Err(MachineError::Unsupported("an empty command line".into()));
     };
-    let (control, their_control) = socket_pair("a control socket")?;
-    let (console, their_console) = socket_pair("a console")?;
+    let (control, their_control) = socket_pair("a control socket", making.is_some())?;
+    let (console, their_console) = socket_pair("a console", making.is_some())?;
 
     let mut command = std::process::Command::new(program);
     command
@@ -243,12 +243,12 @@ async fn drain(mut from: impl AsyncRead + Unpin, tail: Tail, mut log: Option<Fil
 }
 
 /// Ours, theirs.
-fn socket_pair(what: &str) -> Result<(UnixStream, OwnedFd), MachineError> {
+fn socket_pair(what: &str, made: bool) -> Result<(UnixStream, OwnedFd), MachineError> {
     let make = || {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         ours.set_nonblocking(true)?;
-        // QEMU would do that itself, but for one that is made of a template and believes to have done it.
-        theirs.set_nonblocking(true)?;
+        // QEMU does that itself, but for one that is made something and believes to have done it.
+        theirs.set_nonblocking(made)?;
         Ok((UnixStream::from_std(ours)?, theirs.into()))
     };
     make().map_err(|source| MachineError::Host {
