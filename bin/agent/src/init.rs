@@ -43,8 +43,8 @@ const SETTINGS: &[(&str, &str)] = &[
     // An idle machine is to sleep: no looking for scattered memory twice a second, no counting of pages every second.
     ("vm/compaction_proactiveness", "0"),
     ("vm/stat_interval", "30"),
-    // Free pages that a CPU keeps at hand cannot go back to the host. Linux 6.12 lets them be an eighth of the memory: all of the
-    // initramfs's archive is among them.
+    // Free pages that a CPU keeps at hand cannot go back to the host. Linux 6.12 lets them be an eighth of the memory: all
+    // of the initramfs's archive is among them.
     ("vm/percpu_pagelist_high_fraction", "2000"),
 ];
 

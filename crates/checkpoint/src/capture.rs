@@ -21,8 +21,8 @@ const ID_KEPT_AFTER: u64 = 0x2d0;
 /// So many pages that the process has not may be within a run, bytes of zeros in the file that nobody stored.
 const GAP: usize = 8;
 
-/// Writes the process `pid` into `file`, which is empty. `outside` is the file whose contents are not to be in the image. The process
-/// must wait, all its threads in system calls; it is stopped meanwhile, and goes on.
+/// Writes the process `pid` into `file`, which is empty. `outside` is the file whose contents are not to be in the image.
+/// The process must wait, all its threads in system calls; it is stopped meanwhile, and goes on.
 ///
 /// # Errors
 /// See [`CheckpointError`].

@@ -1,8 +1,8 @@
 //! Making a process of an image.
 //!
 //! A child is started with a program and a command line as always, which is stopped before its first instruction. It is then
-//! made to give up what it has in its memory, to map what the image says, and to begin the image's threads. It keeps its pid, namespaces, cgroups,
-//! credentials and limits, its parent, its command line, and the descriptors that it was given.
+//! made to give up what it has in its memory, to map what the image says, and to begin the image's threads. It keeps its
+//! pid, namespaces, cgroups, credentials and limits, its parent, its command line, and the descriptors that it was given.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -53,13 +53,14 @@ pub struct Restored {
     pub threads: Vec<(i32, i32)>,
 }
 
-/// Lets the child that `command` starts be one that [`restore`] can make something else of. Start it on the thread that will restore it.
+/// Lets the child that `command` starts be one that [`restore`] can make something else of. Start it on the thread that
+/// will restore it.
 pub fn begin(command: &mut std::process::Command) {
     sys::trace_from_start(command);
 }
 
-/// Makes the child `pid`, which was started by a command that [`begin`] has seen, what `image` says, whose pages begin at `pages_at` of
-/// its file, and lets it go on.
+/// Makes the child `pid`, which was started by a command that [`begin`] has seen, what `image` says, whose pages begin at
+/// `pages_at` of its file, and lets it go on.
 ///
 /// # Errors
 /// See [`CheckpointError`]. The child is killed then, and its parent can wait for it.

@@ -156,8 +156,8 @@ fn a_clone_is_a_pod_like_any_other() {
     }
 }
 
-/// What a pod's guest holds, seen from a container that shares its processes: mounts, files and open files of the agent, cgroups,
-/// processes; and the memory that is available, KiB.
+/// What a pod's guest holds, seen from a container that shares its processes: mounts, files and open files of the agent,
+/// cgroups, processes; and the memory that is available, KiB.
 fn guest(lab: &Lab, id: &str, annotations: Value) -> (String, u64) {
     let bundle = Bundle::args(lab, id, &["sleep", "1000"]).edit(|spec| {
         spec["annotations"] = annotations;

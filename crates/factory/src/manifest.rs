@@ -12,7 +12,8 @@ use crate::Recipe;
 
 const FORMAT: u32 = 2;
 
-/// How much of a state is read at every start, bytes: all of what QEMU writes (0.3 MB), the description in front of an image's pages.
+/// How much of a state is read at every start, bytes: all of what QEMU writes (0.3 MB), the description in front of an
+/// image's pages.
 const STATE_READ: u64 = 1 << 20;
 
 /// What is written down of a template.

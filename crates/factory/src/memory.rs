@@ -11,8 +11,8 @@ use nix::sys::statvfs::FsFlags;
 /// What our file systems are called in the list of mounts.
 const SOURCE: &str = "kata-templates";
 
-/// Makes `directory`, for root's eyes only, and mounts a tmpfs on it unless it is on one whose files may be executed: part of a process's
-/// image is code.
+/// Makes `directory`, for root's eyes only, and mounts a tmpfs on it unless it is on one whose files may be executed: part
+/// of a process's image is code.
 ///
 /// # Errors
 /// What `mkdir` or `mount` failed with.

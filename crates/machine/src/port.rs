@@ -140,8 +140,8 @@ pub trait Vmm: Send + Sync {
     /// Whether [`redraft`](Self::redraft) has a way for such a machine.
     fn redrafts(&self, spec: &MachineSpec) -> bool;
 
-    /// A machine of `template`, which a draft of `spec` was saved as, that is to be saved in `files` in another way, by which machines are
-    /// made of it with less work. Otherwise as [`draft`](Self::draft).
+    /// A machine of `template`, which a draft of `spec` was saved as, that is to be saved in `files` in another way, by
+    /// which machines are made of it with less work. Otherwise as [`draft`](Self::draft).
     ///
     /// # Errors
     /// See [`MachineError`]; after an error no process is left, but perhaps parts of the files.
@@ -175,8 +175,8 @@ pub trait Draft: Send + Sync {
     /// The last lines (at most 4 KiB) that the guest's console has shown.
     fn console_tail(&self) -> String;
 
-    /// Writes the machine into its files and ends it. If there was a connection to its agent, waits for at most `limit` until that
-    /// listens again.
+    /// Writes the machine into its files and ends it. If there was a connection to its agent, waits for at most `limit`
+    /// until that listens again.
     ///
     /// # Errors
     /// See [`MachineError`]; no process is left then, but perhaps parts of the files.

@@ -1,7 +1,7 @@
 //! What a template's guest does before it is saved: it starts a container as pods do, and all of it is undone.
 //!
-//! A clone has the memory of its template, and with it whatever the guest has done once and need not do again. The container is an
-//! ordinary one, with a volume; its program is the maker's.
+//! A clone has the memory of its template, and with it whatever the guest has done once and need not do again. The
+//! container is an ordinary one, with a volume; its program is the maker's.
 
 use std::path::{Path, PathBuf};
 

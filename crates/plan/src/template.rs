@@ -1,7 +1,7 @@
 //! What the machines of pods can be clones of: one template for each configuration, whatever the pods ask for.
 //!
-//! What differs between pods comes to a running machine: files by the share, links to interfaces that wait for them, disks, CPUs and
-//! memory by hotplug. A machine that differs in anything else boots, and the log says why.
+//! What differs between pods comes to a running machine: files by the share, links to interfaces that wait for them, disks,
+//! CPUs and memory by hotplug. A machine that differs in anything else boots, and the log says why.
 
 use std::path::{Path, PathBuf};
 

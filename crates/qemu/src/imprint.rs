@@ -1,9 +1,10 @@
-//! Templates that are images of a QEMU process. Under TCG most of a clone's time would go into the translation of its guest's code;
-//! an image has what was translated, and clones share it.
+//! Templates that are images of a QEMU process. Under TCG most of a clone's time would go into the translation of its
+//! guest's code; an image has what was translated, and clones share it.
 //!
-//! A machine of a plain template, whose guest has rehearsed, is stopped and written down, without its memory, which is a file already. A clone
-//! is a QEMU that is started as always, and made what is in the image before its first instruction (`kata-checkpoint`). What the one
-//! in the image was connected to is replaced, number by number; the conversation with the file server is begun anew in its name (`vhost_user`).
+//! A machine of a plain template, whose guest has rehearsed, is stopped and written down, without its memory, which is a
+//! file already. A clone is a QEMU that is started as always, and made what is in the image before its first instruction
+//! (`kata-checkpoint`). What the one in the image was connected to is replaced, number by number; the conversation with the
+//! file server is begun anew in its name (`vhost_user`).
 
 use std::fs::File;
 use std::io;
@@ -31,8 +32,8 @@ const ONE_PIECE_MIB: u32 = 2048;
 /// Standard input, output and errors: control, console and messages of every QEMU of ours.
 const STDIO: RawFd = 3;
 
-/// What the guest's driver has agreed on with QEMU, and QEMU has told the taps of the image: virtio 1's header, and of what Linux asks for the part
-/// that every kernel of a host has.
+/// What the guest's driver has agreed on with QEMU, and QEMU has told the taps of the image: virtio 1's header, and of what
+/// Linux asks for the part that every kernel of a host has.
 const FRAMING: Framing = Framing {
     header: 12,
     offload: true,

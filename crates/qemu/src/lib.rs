@@ -1,7 +1,9 @@
 //! The QEMU driver: a [`MachineSpec`] becomes a QEMU process that is driven by QMP.
 //!
-//! `render` decides (pure), `launch` starts and watches the process, `control` talks QMP, `disk` attaches disks, `image` the guest's root, `memory` its memory, `channel` reaches the agent,
-//! `draft` makes templates, `template` makes machines of them, `imprint` both in another way, `accelerator` finds out whether KVM is usable. No file is written but `console.log`, and that only for debugging.
+//! `render` decides (pure), `launch` starts and watches the process, `control` talks QMP, `disk` attaches disks, `image`
+//! the guest's root, `memory` its memory, `channel` reaches the agent, `draft` makes templates, `template` makes machines
+//! of them, `imprint` both in another way, `accelerator` finds out whether KVM is usable. No file is written but
+//! `console.log`, and that only for debugging.
 
 mod accelerator;
 mod board;

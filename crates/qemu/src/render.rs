@@ -23,8 +23,9 @@ const SOCKET_PATH_LIMIT: usize = 107;
 pub(crate) const VIRTIO_MEMORY: &str = "vmem";
 const VIRTIO_MEMORY_BACKEND: &str = "vmem-ram";
 
-/// MiB for translated code. The default is 1 GiB, of which a busy guest fills as much as it can. A boot fills 50, the rehearsal of a template's guest 30, which clones share; when it
-/// is full all is thrown away, and translated again what is needed again. With 34 a pod that has booted is 10 MiB smaller, and its boot takes longer (docs/performance.md).
+/// MiB for translated code. The default is 1 GiB, of which a busy guest fills as much as it can. A boot fills 50, the
+/// rehearsal of a template's guest 30, which clones share; when it is full all is thrown away, and translated again what is
+/// needed again. With 34 a pod that has booted is 10 MiB smaller, and its boot takes longer (docs/performance.md).
 const TRANSLATION_BUFFER_MIB: u32 = 64;
 
 /// The id of the port by which the agent is reached.

@@ -1,5 +1,5 @@
-//! The beginning of a conversation with a vhost-user daemon (the vhost-user protocol of QEMU's documentation, "Vhost-user Protocol"), had on behalf of
-//! a QEMU that believes to have had it.
+//! The beginning of a conversation with a vhost-user daemon (the vhost-user protocol of QEMU's documentation, "Vhost-user
+//! Protocol"), had on behalf of a QEMU that believes to have had it.
 
 use std::fs::File;
 use std::io;
@@ -25,8 +25,9 @@ const VERSION: u32 = 1;
 const REPLY: u32 = 1 << 2;
 const NEED_REPLY: u32 = 1 << 3;
 
-/// The protocol's features that a QEMU which can save such a device (8.2) uses if they are offered: several queues, a log in shared memory, acknowledged
-/// requests, requests of the daemon, descriptors with them, resets, memory piece by piece, transfer of the device's state.
+/// The protocol's features that a QEMU which can save such a device (8.2) uses if they are offered: several queues, a log
+/// in shared memory, acknowledged requests, requests of the daemon, descriptors with them, resets, memory piece by piece,
+/// transfer of the device's state.
 const USED_FEATURES: u64 = 1 | 1 << 1 | 1 << 3 | 1 << 5 | 1 << 10 | 1 << 13 | 1 << 15 | 1 << 19;
 
 /// How long a daemon may take for an answer: it may have been started just now.

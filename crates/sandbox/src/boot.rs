@@ -338,8 +338,8 @@ impl Sandbox {
     }
 }
 
-/// What a damaged template leads to: a machine that cannot be made, falls, or stays silent. An agent that refuses is sound, and a
-/// machine that was killed was not to blame: a boot would want even more memory.
+/// What a damaged template leads to: a machine that cannot be made, falls, or stays silent. An agent that refuses is sound,
+/// and a machine that was killed was not to blame: a boot would want even more memory.
 pub(crate) fn may_be_templates(error: &SandboxError) -> bool {
     match error {
         SandboxError::Machine(MachineError::Died { exit, .. }) | SandboxError::EndedEarly { exit, .. } => {

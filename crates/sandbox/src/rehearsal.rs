@@ -1,8 +1,8 @@
-//! What a template's guest does before it is saved: all that a pod's start does, from the first connection on, and then it forgets
-//! that. What the guest has done once is in the memory of every clone.
+//! What a template's guest does before it is saved: all that a pod's start does, from the first connection on, and then it
+//! forgets that. What the guest has done once is in the memory of every clone.
 //!
-//! One ordinary container starts, one more process is executed in it, it is killed and deleted; then the agent is told to make the
-//! guest what it was. Whatever fails in it would fail in pods, and is a reason to save nothing.
+//! One ordinary container starts, one more process is executed in it, it is killed and deleted; then the agent is told to
+//! make the guest what it was. Whatever fails in it would fail in pods, and is a reason to save nothing.
 
 mod program;
 
@@ -33,8 +33,8 @@ const EXEC: &str = "copy";
 
 const KILL: u32 = 9;
 
-/// After how long a guest has reported what it has free: Linux begins with that two seconds after there is more (`PAGE_REPORTING_DELAY`), and tells
-/// nobody when it is done.
+/// After how long a guest has reported what it has free: Linux begins with that two seconds after there is more
+/// (`PAGE_REPORTING_DELAY`), and tells nobody when it is done.
 const REPORTED_AFTER: Duration = Duration::from_millis(2600);
 
 /// Has the guest rehearse within `limit`. The share is the process's own, and served. After an error the machine is of no use.

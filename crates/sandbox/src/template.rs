@@ -1,9 +1,9 @@
 //! Templates of machines: how one is made, and how a sandbox gets the one that it needs.
 //!
-//! A sandbox that finds none waits while it is made, and others that need the same wait with it. That costs the first as much as
-//! a boot, which it would have had anyway, and those that come with it wait for one boot instead of each having its own.
-//! The maker is a process of its own, outside the pod's namespaces and cgroups, and ends with who waits for it. What it could not
-//! make is not tried again for a while.
+//! A sandbox that finds none waits while it is made, and others that need the same wait with it. That costs the first as
+//! much as a boot, which it would have had anyway, and those that come with it wait for one boot instead of each having its
+//! own. The maker is a process of its own, outside the pod's namespaces and cgroups, and ends with who waits for it. What
+//! it could not make is not tried again for a while.
 
 use std::fs::File;
 use std::path::Path;
@@ -72,8 +72,8 @@ pub fn recipe(plan: &TemplatePlan, vmm: &dyn Vmm) -> Result<Recipe, SandboxError
     })
 }
 
-/// Makes the template in its store if it is not there; its guest may take `limit` to boot, and to rehearse. To be called in a process of its own,
-/// on its main thread: it goes into another network namespace and stays there.
+/// Makes the template in its store if it is not there; its guest may take `limit` to boot, and to rehearse. To be called in
+/// a process of its own, on its main thread: it goes into another network namespace and stays there.
 ///
 /// # Errors
 /// See [`SandboxError`]; nothing is left then but the memory of a failure.
@@ -162,7 +162,8 @@ async fn save(files: &TemplateFiles, plan: &TemplatePlan, vmm: &dyn Vmm, limit: 
     saved
 }
 
-/// Makes a machine of the template that was saved, and puts what it is saved as in that one's place, if machines can be made of it.
+/// Makes a machine of the template that was saved, and puts what it is saved as in that one's place, if machines can be
+/// made of it.
 async fn save_again(
     first: &TemplateFiles,
     second: &TemplateFiles,

@@ -167,8 +167,8 @@ pub fn forbid_device_nodes(command: &mut std::process::Command) {
     unsafe { command.pre_exec(before_exec) };
 }
 
-/// Lets the child that `command` will start have no descriptors of ours but its stdio, whether we know of them or not. To be called before
-/// [`give_fds`].
+/// Lets the child that `command` will start have no descriptors of ours but its stdio, whether we know of them or not. To
+/// be called before [`give_fds`].
 pub fn keep_descriptors(command: &mut std::process::Command) {
     use std::os::unix::process::CommandExt;
     let before_exec = || {

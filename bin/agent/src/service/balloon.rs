@@ -12,8 +12,8 @@ use crate::pod::Pod;
 /// How long after the set-up it begins.
 const REST: Duration = Duration::from_secs(3);
 
-/// The smallest free block that is reported, as a power of two of pages, and its value: half a MiB. The kernel's own, 2 MiB, finds
-/// a third of what a boot has left (docs/memory.md). Kernels before 6.3 take it only when the driver is there.
+/// The smallest free block that is reported, as a power of two of pages, and its value: half a MiB. The kernel's own, 2
+/// MiB, finds a third of what a boot has left (docs/memory.md). Kernels before 6.3 take it only when the driver is there.
 const ORDER: (&str, &str) = ("/sys/module/page_reporting/parameters/page_reporting_order", "7");
 
 /// Loads the driver, later. May be repeated.

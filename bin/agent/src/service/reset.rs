@@ -44,8 +44,8 @@ fn forget(state: &mut State) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Unmounts everything below `directory`, what was mounted last first, and removes it. Nothing there is no error. Who still uses
-/// one of the mounts keeps all of it from being done: a file server must have seen the end of its session.
+/// Unmounts everything below `directory`, what was mounted last first, and removes it. Nothing there is no error. Who still
+/// uses one of the mounts keeps all of it from being done: a file server must have seen the end of its session.
 fn clear(directory: &Path) -> io::Result<()> {
     let about = |path: &Path, error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
     for point in mount_points(&fs::read_to_string("/proc/thread-self/mountinfo")?, directory).rev() {

@@ -1,7 +1,8 @@
-//! The program of the container in a rehearsal: without arguments it waits for ever, with any it copies its input to its output.
+//! The program of the container in a rehearsal: without arguments it waits for ever, with any it copies its input to its
+//! output.
 //!
-//! It is put together here, because there is nothing on a host or in a guest that would surely be there to be run. What it does is
-//! not what it is for: that it is loaded, runs in its jail, reads, writes and ends.
+//! It is put together here, because there is nothing on a host or in a guest that would surely be there to be run. What it
+//! does is not what it is for: that it is loaded, runs in its jail, reads, writes and ends.
 
 /// Where it is loaded.
 const ADDRESS: u64 = 0x40_0000;
@@ -16,7 +17,8 @@ const SEGMENT_HEADER: u16 = 56;
 /// x86-64 in an ELF header.
 const MACHINE: u16 = 62;
 
-/// `pause` in a loop if there is but one argument, the name; else a look at the last page, and then `read` and `write` until there is no more, and `exit`.
+/// `pause` in a loop if there is but one argument, the name; else a look at the last page, and then `read` and `write`
+/// until there is no more, and `exit`.
 #[rustfmt::skip]
 const CODE: &[u8] = &[
     0x8b, 0x04, 0x24,                   //       mov  eax, [rsp]      how many arguments
