@@ -1,8 +1,8 @@
 //! Templates of machines: how one is made, and how a sandbox gets the one that it needs.
 //!
-//! A sandbox that finds none waits while it is made, and others that need the same wait with it. That costs the first as
-//! much as a boot, which it would have had anyway, and those that come with it wait for one boot instead of each having its
-//! own. The maker is a process of its own, outside the pod's namespaces and cgroups, and ends with who waits for it. What
+//! A sandbox that finds none waits while it is made, and others that need the same wait with it. That costs the first a
+//! boot, which it would have had anyway, and a rehearsal; those that come with it wait for one boot instead of each having
+//! its own. The maker is a process of its own, outside the pod's namespaces and cgroups, and ends with who waits for it. What
 //! it could not make is not tried again for a while.
 
 use std::fs::File;
