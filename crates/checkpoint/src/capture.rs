@@ -284,7 +284,9 @@ fn actions(process: Pid, memory: &Memory, areas: &[Area]) -> Result<Vec<Action>,
         line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
             .unwrap_or_default()
     };
-    let features = status.lines().find_map(|line| line.strip_prefix("x86_Thread_features:"));
+    let features = status
+        .lines()
+        .find_map(|line| line.strip_prefix("x86_Thread_features:"));
     if features.is_some_and(|features| features.contains("shstk")) {
         return Err(CheckpointError::Unknown {
             pid: process.as_raw(),
