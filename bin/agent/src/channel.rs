@@ -150,7 +150,7 @@ fn named_port(ports: &Path, name: &str) -> Option<std::ffi::OsString> {
 }
 
 /// Whether the machine has a virtio device of this kind, as `/sys` writes it.
-fn has_device(kind: &str) -> bool {
+pub fn has_device(kind: &str) -> bool {
     fs::read_dir("/sys/bus/virtio/devices")
         .into_iter()
         .flatten()

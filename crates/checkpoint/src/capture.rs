@@ -1,10 +1,11 @@
 //! Writing a process down.
 
 use std::fs::{self, File};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use kata_sys::process::PidFd;
 use kata_sys::ptrace as sys;
 use nix::sys::ptrace::{self, Options};
 use nix::sys::wait::WaitStatus;
@@ -138,7 +139,7 @@ fn thread(process: Pid, memory: &Memory, id: Pid) -> Result<Thread, CheckpointEr
         id: id.as_raw(),
         name: fs::read_to_string(comm).map_err(failed("name"))?.trim_end().to_owned(),
         registers: registers.0,
-        state: state.iter().map(|byte| format!("{byte:02x}")).collect(),
+        state,
         blocked: sys::signal_mask(id).map_err(failed("mask"))?,
         id_kept_at,
         robust_list: sys::robust_list(id).map_err(failed("robust list"))?,
@@ -338,11 +339,12 @@ pub(crate) fn call_place(memory: &Memory, areas: &[Area]) -> Result<Option<u64>,
 }
 
 fn descriptors(process: Pid, outside: &Mark) -> Result<Vec<Descriptor>, CheckpointError> {
-    let pidfd = pidfd(process)?;
+    let failed = CheckpointError::kernel(format!("open process {process}"));
+    let handle = PidFd::open(process.as_raw().cast_unsigned()).map_err(failed)?;
     let describe = |number: i32| {
         Ok(Descriptor {
             number,
-            kind: kind(process, pidfd.as_fd(), number, outside)?,
+            kind: kind(process, &handle, number, outside)?,
         })
     };
     list(&format!("/proc/{process}/fd"))?
@@ -351,12 +353,7 @@ fn descriptors(process: Pid, outside: &Mark) -> Result<Vec<Descriptor>, Checkpoi
         .collect()
 }
 
-fn pidfd(process: Pid) -> Result<OwnedFd, CheckpointError> {
-    let failed = CheckpointError::kernel(format!("open process {process}"));
-    sys::open_process(process).map_err(failed)
-}
-
-fn kind(process: Pid, pidfd: BorrowedFd<'_>, number: i32, outside: &Mark) -> Result<Kind, CheckpointError> {
+fn kind(process: Pid, handle: &PidFd, number: i32, outside: &Mark) -> Result<Kind, CheckpointError> {
     let path = format!("/proc/{process}/fd/{number}");
     let failed = |path: &str| CheckpointError::kernel(format!("look at {path}"));
     let link = fs::read_link(&path).map_err(failed(&path))?;
@@ -378,7 +375,7 @@ fn kind(process: Pid, pidfd: BorrowedFd<'_>, number: i32, outside: &Mark) -> Res
             mask: field("sigmask:", 16).unwrap_or_default(),
             nonblocking,
         },
-        _ if text.starts_with("socket:") => socket(pidfd, number, nonblocking)?,
+        _ if text.starts_with("socket:") => socket(handle, number, nonblocking)?,
         _ => match fs::metadata(&path) {
             Ok(metadata) if same_file(&mark_of(&metadata), outside) => Kind::Outside,
             Ok(metadata) if metadata.is_dir() => Kind::Directory { path: link },
@@ -394,10 +391,10 @@ fn kind(process: Pid, pidfd: BorrowedFd<'_>, number: i32, outside: &Mark) -> Res
     })
 }
 
-fn socket(pidfd: BorrowedFd<'_>, number: i32, nonblocking: bool) -> Result<Kind, CheckpointError> {
+fn socket(handle: &PidFd, number: i32, nonblocking: bool) -> Result<Kind, CheckpointError> {
     use nix::sys::socket::{UnixAddr, getpeername, getsockname, getsockopt, sockopt};
     let failed = CheckpointError::kernel(format!("take a copy of descriptor {number}"));
-    let copy = sys::copy_descriptor(pidfd, number).map_err(failed)?;
+    let copy = handle.copy_descriptor(number).map_err(failed)?;
     let path = |name: nix::Result<UnixAddr>| name.ok().and_then(|name| name.path().map(Path::to_owned));
     let own: Option<PathBuf> = path(getsockname(copy.as_raw_fd()));
     Ok(Kind::Socket {

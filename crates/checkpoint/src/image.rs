@@ -41,8 +41,8 @@ pub struct Thread {
     pub name: String,
     /// General registers, with which it goes on.
     pub(crate) registers: Vec<u64>,
-    /// The processor's other state, in hexadecimal digits.
-    pub(crate) state: String,
+    /// The processor's other state.
+    pub(crate) state: Vec<u8>,
     pub(crate) blocked: u64,
     /// Where the C library keeps its id.
     pub(crate) id_kept_at: u64,

@@ -420,23 +420,13 @@ impl<'a> Child<'a> {
         well(&call, call_at(self.process, place, &from, &call)?)?;
         for &(thread, new) in threads {
             self.memory.write(thread.id_kept_at, &new.as_raw().to_ne_bytes())?;
-            let state = hex(&thread.state).ok_or_else(|| CheckpointError::Damaged {
-                reason: "a thread's state has odd digits".into(),
-            })?;
-            sys::set_register_set(new, sys::NT_X86_XSTATE, &state)
+            sys::set_register_set(new, sys::NT_X86_XSTATE, &thread.state)
                 .map_err(CheckpointError::kernel("set a thread's state"))?;
             sys::set_signal_mask(new, thread.blocked).map_err(CheckpointError::kernel("set a thread's mask"))?;
             Registers(thread.registers.clone()).set(new)?;
         }
         Ok(())
     }
-}
-
-fn hex(digits: &str) -> Option<Vec<u8>> {
-    let pairs = digits.as_bytes().chunks(2);
-    pairs
-        .map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok())
-        .collect()
 }
 
 fn map(start: u64, size: u64, protection: i32, flags: i32, number: RawFd, offset: u64) -> Call {

@@ -20,7 +20,7 @@ const PLACES: [&str; 6] = ["/run", "/tmp", "/var/tmp", "/dev/shm", "/var/lib/vc"
 pub struct Snapshot(BTreeMap<String, usize>);
 
 impl Snapshot {
-    /// Takes the picture.
+    /// Takes the picture. The lab has to be the test's own: what other tests do in it meanwhile would be in the next one.
     pub fn take(lab: &Lab) -> Self {
         let mut things = BTreeMap::new();
         let mut count = |thing: String| *things.entry(thing).or_default() += 1;

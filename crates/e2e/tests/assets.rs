@@ -231,22 +231,22 @@ fn env_describes_what_runs() {
 
 #[test]
 fn a_plan_starts_nothing() {
-    let bundle = Bundle::args(lab(), "planned", &["sleep", "1000"]);
+    let lab = &Lab::open();
+    let bundle = Bundle::args(lab, "planned", &["sleep", "1000"]);
     let plan = || {
-        lab()
-            .command(places::ours("kata-runtime"))
+        lab.command(places::ours("kata-runtime"))
             .args(["plan", "--bundle"])
             .arg(bundle.dir())
             .run()
     };
-    let before = Snapshot::take(lab());
+    let before = Snapshot::take(lab);
 
     plan()
         .ok()
         .says("qemu-system-x86_64")
         .says(bundle.rootfs().to_str().expect("text"));
 
-    before.expect_nothing_more(lab(), "plan");
+    before.expect_nothing_more(lab, "plan");
 }
 
 #[test]

@@ -58,12 +58,27 @@ impl PidFd {
     pub fn open(pid: u32) -> io::Result<Self> {
         // SAFETY: pidfd_open takes two integers and touches no memory of ours.
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::c_long::from(pid), 0) };
+        Self::owned(fd).map(Self)
+    }
+
+    /// A copy of a descriptor of the process (pidfd_getfd(2)), close-on-exec.
+    ///
+    /// # Errors
+    /// `EBADF` for one that is not open there, `EPERM` for a process that the caller may not trace.
+    pub fn copy_descriptor(&self, number: RawFd) -> io::Result<OwnedFd> {
+        // SAFETY: pidfd_getfd takes three integers and touches no memory of ours.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, self.0.as_raw_fd(), number, 0) };
+        Self::owned(fd)
+    }
+
+    /// What a call that makes a descriptor has answered.
+    fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
         let fd = RawFd::try_from(fd).map_err(|_| io::ErrorKind::InvalidData)?;
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: the kernel has just given us this descriptor, and nobody else knows it.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
     }
 
     /// Sends a signal.

@@ -2,7 +2,6 @@
 //! restartable sequences and robust futexes.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::unistd::Pid;
 
@@ -143,31 +142,4 @@ fn check(result: libc::c_long) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
-}
-
-/// A handle on a process, for [`copy_descriptor`].
-///
-/// # Errors
-/// `ESRCH` when there is none.
-pub fn open_process(process: Pid) -> io::Result<OwnedFd> {
-    // SAFETY: pidfd_open takes two integers and touches no memory of ours.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, process.as_raw(), 0) };
-    owned(fd)
-}
-
-/// A copy of a descriptor of another process (pidfd_getfd(2)), close-on-exec.
-///
-/// # Errors
-/// `EBADF` for one that is not open there, `EPERM` for a process that the caller may not trace.
-pub fn copy_descriptor(process: BorrowedFd<'_>, number: RawFd) -> io::Result<OwnedFd> {
-    // SAFETY: pidfd_getfd takes three integers and touches no memory of ours.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) };
-    owned(fd)
-}
-
-fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
-    check(fd)?;
-    let fd = RawFd::try_from(fd).map_err(|_| io::ErrorKind::InvalidData)?;
-    // SAFETY: the kernel has just given us this descriptor, and nobody else knows it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -7,7 +7,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::channel::has_device;
 use crate::pod::Pod;
+
+/// Its kind of virtio device (VIRTIO 1.2, section 5).
+const BALLOON: &str = "0x0005";
 
 /// How long after the set-up it begins.
 const REST: Duration = Duration::from_secs(3);
@@ -29,23 +33,13 @@ pub fn begin_soon(pod: &Arc<Pod>) {
 
 /// Loads the driver, if there is a device.
 pub fn begin(pod: &Pod) {
-    if !is_there() {
+    if !has_device(BALLOON) {
         return;
     }
     let begun = pod.modules.load("virtio_balloon").map_err(std::io::Error::other);
     if let Err(error) = begun.and_then(|()| set_order()) {
         tracing::warn!("free memory is not given back to the host as it should be: {error}");
     }
-}
-
-/// Whether the machine has a balloon (VIRTIO 1.2, section 5: device type 5).
-fn is_there() -> bool {
-    let devices = std::fs::read_dir("/sys/bus/virtio/devices");
-    let mut types = devices.into_iter().flatten().flatten().map(|device| {
-        let number = std::fs::read_to_string(device.path().join("device")).unwrap_or_default();
-        number.trim() == "0x0005"
-    });
-    types.any(|is_balloon| is_balloon)
 }
 
 fn set_order() -> std::io::Result<()> {
