@@ -1,8 +1,13 @@
 //! Areas of an address space, as `/proc/PID/maps` has them (proc_pid_maps(5)).
 
+use std::fs;
+use std::ops::Range;
 use std::path::PathBuf;
 
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
+
+use crate::error::CheckpointError;
 
 /// The only size of a page on this architecture, bytes.
 pub(crate) const PAGE: u64 = 4096;
@@ -86,6 +91,28 @@ pub(crate) struct Mapping {
     pub inode: u64,
     /// A path, a name in brackets, or nothing.
     pub name: String,
+}
+
+/// The name of the page of the kernel's that has code for the process to call.
+pub(crate) const VDSO: &str = "[vdso]";
+
+/// Where that page is.
+pub(crate) fn vdso(areas: &[Area]) -> Option<Range<u64>> {
+    let is_vdso = |area: &&Area| matches!(&area.source, Source::Kernel { name } if name == VDSO);
+    areas.iter().find(is_vdso).map(|area| area.start..area.end)
+}
+
+/// The areas of a process.
+pub(crate) fn maps(process: Pid) -> Result<Vec<Mapping>, CheckpointError> {
+    let path = format!("/proc/{process}/maps");
+    let text = fs::read_to_string(&path).map_err(CheckpointError::kernel(format!("read {path}")))?;
+    let read = |line: &str| {
+        parse(line).ok_or_else(|| CheckpointError::Unknown {
+            pid: process.as_raw(),
+            what: format!("a mapping {line:?}"),
+        })
+    };
+    text.lines().map(read).collect()
 }
 
 /// Reads a line; `None` if it is none.

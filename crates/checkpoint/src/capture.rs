@@ -7,14 +7,12 @@ use std::path::{Path, PathBuf};
 
 use kata_sys::process::PidFd;
 use kata_sys::ptrace as sys;
-use nix::sys::ptrace::{self, Options};
-use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 
-use crate::area::{Area, Mapping, Mark, PAGE, Source, parse, runs};
+use crate::area::{Area, Mapping, Mark, PAGE, Source, VDSO, maps, runs, vdso};
 use crate::error::CheckpointError;
 use crate::image::{Action, Descriptor, Image, Kind, Thread};
-use crate::tracee::{Call, Memory, Registers, at, call_at, wait, well};
+use crate::tracee::{Call, Memory, Registers, Stopped, at, call_at, call_place, list, well};
 
 /// Where the C library keeps a thread's id, bytes after its thread pointer: so for glibc on x86_64 since 2.4.
 const ID_KEPT_AFTER: u64 = 0x2d0;
@@ -29,9 +27,9 @@ const GAP: usize = 8;
 /// See [`CheckpointError`].
 pub fn capture(pid: u32, outside: &File, file: &File) -> Result<Image, CheckpointError> {
     let process = Pid::from_raw(pid.cast_signed());
-    let mut stopped = Stopped(Vec::new());
-    stopped.stop(process)?;
-    let threads = &stopped.0;
+    let mut stopped = Stopped::default();
+    stopped.stop_all(process)?;
+    let threads = stopped.threads();
     let memory = Memory::of(process)?;
     let outside = mark(outside)?;
     let mut areas = areas(process, &outside)?;
@@ -61,61 +59,6 @@ pub fn capture(pid: u32, outside: &File, file: &File) -> Result<Image, Checkpoin
         }
     }
     Ok(image)
-}
-
-/// Threads that stand still until this is dropped.
-struct Stopped(Vec<Pid>);
-
-impl Drop for Stopped {
-    fn drop(&mut self) {
-        for &thread in &self.0 {
-            // One that has ended meanwhile needs it not.
-            let _ = ptrace::detach(thread, None);
-        }
-    }
-}
-
-impl Stopped {
-    /// Stops all threads, and has the first one first.
-    fn stop(&mut self, process: Pid) -> Result<(), CheckpointError> {
-        let failed = |what: &str| CheckpointError::errno(format!("{what} the threads of {process}"));
-        // A thread that is made meanwhile is found when the rest stands still.
-        loop {
-            let before = self.0.len();
-            for entry in list(&format!("/proc/{process}/task"))? {
-                let thread = Pid::from_raw(entry);
-                if self.0.contains(&thread) {
-                    continue;
-                }
-                ptrace::seize(thread, Options::empty()).map_err(failed("trace"))?;
-                self.0.push(thread);
-                ptrace::interrupt(thread).map_err(failed("stop"))?;
-                match wait(thread)? {
-                    WaitStatus::PtraceEvent(..) => {}
-                    other => {
-                        return Err(CheckpointError::Astray {
-                            what: format!("came to {other:?} instead of a stop"),
-                        });
-                    }
-                }
-            }
-            if self.0.len() == before {
-                self.0.sort_by_key(|&thread| (thread != process, thread));
-                return Ok(());
-            }
-        }
-    }
-}
-
-/// The numbers that a directory of `/proc` lists.
-fn list(path: &str) -> Result<Vec<i32>, CheckpointError> {
-    let entries = fs::read_dir(path).map_err(CheckpointError::kernel(format!("read {path}")))?;
-    let mut numbers: Vec<i32> = entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .collect();
-    numbers.sort_unstable();
-    Ok(numbers)
 }
 
 fn thread(process: Pid, memory: &Memory, id: Pid) -> Result<Thread, CheckpointError> {
@@ -191,15 +134,8 @@ fn same_file(one: &Mark, other: &Mark) -> bool {
 }
 
 fn areas(process: Pid, outside: &Mark) -> Result<Vec<Area>, CheckpointError> {
-    let path = format!("/proc/{process}/maps");
-    let text = fs::read_to_string(&path).map_err(CheckpointError::kernel(format!("read {path}")))?;
     let mut areas = Vec::new();
-    for line in text.lines() {
-        let unknown = || CheckpointError::Unknown {
-            pid: process.as_raw(),
-            what: format!("a mapping {line:?}"),
-        };
-        let mapping = parse(line).ok_or_else(unknown)?;
+    for mapping in maps(process)? {
         if mapping.name == "[vsyscall]" {
             continue;
         }
@@ -207,7 +143,10 @@ fn areas(process: Pid, outside: &Mark) -> Result<Vec<Area>, CheckpointError> {
             start: mapping.start,
             end: mapping.end,
             protection: mapping.protection,
-            source: source(process, &mapping, outside)?.ok_or_else(unknown)?,
+            source: source(process, &mapping, outside)?.ok_or_else(|| CheckpointError::Unknown {
+                pid: process.as_raw(),
+                what: format!("a mapping of {:?} at {:x}", mapping.name, mapping.start),
+            })?,
             runs: Vec::new(),
         });
     }
@@ -223,7 +162,7 @@ fn source(process: Pid, mapping: &Mapping, outside: &Mark) -> Result<Option<Sour
             "[stack]" => Some(Source::Stack),
             "" | "[heap]" => Some(Source::Nothing),
             _ if name.starts_with("[anon") => Some(Source::Nothing),
-            "[vdso]" | "[vvar]" | "[vvar_vclock]" => Some(Source::Kernel { name: name.into() }),
+            VDSO | "[vvar]" | "[vvar_vclock]" => Some(Source::Kernel { name: name.into() }),
             _ => None,
         });
     }
@@ -295,10 +234,7 @@ fn actions(process: Pid, memory: &Memory, areas: &[Area]) -> Result<Vec<Action>,
         });
     }
     let others = mask("SigCgt:") | mask("SigIgn:");
-    let place = call_place(memory, areas)?.ok_or_else(|| CheckpointError::Unknown {
-        pid: process.as_raw(),
-        what: "no place to call the kernel from".into(),
-    })?;
+    let place = call_place(process, memory, vdso(areas))?;
     let before = Registers::of(process)?;
     // Below what the stack's function may use without saying so.
     let room = (before.0[at::RSP] - 4096) & !0xf;
@@ -321,21 +257,6 @@ fn actions(process: Pid, memory: &Memory, areas: &[Area]) -> Result<Vec<Action>,
     }
     before.set(process)?;
     Ok(found)
-}
-
-/// A `syscall` instruction in the kernel's page.
-pub(crate) fn call_place(memory: &Memory, areas: &[Area]) -> Result<Option<u64>, CheckpointError> {
-    for area in areas {
-        if !matches!(&area.source, Source::Kernel { name } if name == "[vdso]") {
-            continue;
-        }
-        let mut code = vec![0; usize::try_from(area.end - area.start).unwrap_or_default()];
-        memory.read(area.start, &mut code)?;
-        if let Some(place) = code.windows(2).position(|pair| pair == [0x0f, 0x05]) {
-            return Ok(Some(area.start + place as u64));
-        }
-    }
-    Ok(None)
 }
 
 fn descriptors(process: Pid, outside: &Mark) -> Result<Vec<Descriptor>, CheckpointError> {

@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-/// Why a process could not be written down or made.
+/// Why a process could not be written down, made, or made to do something.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     /// The kernel refused something.
@@ -12,8 +12,8 @@ pub enum CheckpointError {
         #[source]
         source: std::io::Error,
     },
-    /// The process has something that cannot be written down.
-    #[error("process {pid} has {what}, which cannot be written down")]
+    /// The process has something of which nothing is known here.
+    #[error("process {pid} has {what}, which is not provided for")]
     Unknown {
         /// The process.
         pid: i32,
@@ -32,8 +32,8 @@ pub enum CheckpointError {
         /// In what.
         reason: String,
     },
-    /// The new process did not do what it was told.
-    #[error("the new process {what}")]
+    /// The process did not do what it was told.
+    #[error("the process {what}")]
     Astray {
         /// What it did.
         what: String,
@@ -41,16 +41,11 @@ pub enum CheckpointError {
 }
 
 impl CheckpointError {
-    pub(crate) fn kernel(act: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+    pub(crate) fn kernel<E: Into<std::io::Error>>(act: impl Into<String>) -> impl FnOnce(E) -> Self {
         let act = act.into();
-        move |source| Self::Kernel { act, source }
-    }
-
-    pub(crate) fn errno(act: impl Into<String>) -> impl FnOnce(nix::errno::Errno) -> Self {
-        let act = act.into();
-        move |errno| Self::Kernel {
+        move |error| Self::Kernel {
             act,
-            source: errno.into(),
+            source: error.into(),
         }
     }
 }

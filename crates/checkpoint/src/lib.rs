@@ -4,13 +4,14 @@
 //! one that waits: all its threads are in system calls that can be begun again. What it is connected to is not written
 //! down: who makes a process of an image says what stands for each such descriptor.
 //!
-//! All is done from outside, by ptrace(2); the program need not know.
+//! All is done from outside, by ptrace(2); the program need not know. So a process can also be made to give memory back.
 
 mod area;
 mod capture;
 mod error;
 mod image;
 mod restore;
+mod take;
 mod tracee;
 
 pub use area::{Area, Run, Source};
@@ -18,3 +19,4 @@ pub use capture::capture;
 pub use error::CheckpointError;
 pub use image::{Descriptor, Image, Kind, Thread};
 pub use restore::{Needs, Restored, begin, restore};
+pub use take::{made_code, take_back};

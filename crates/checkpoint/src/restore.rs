@@ -16,11 +16,11 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::WaitStatus;
 use nix::unistd::Pid;
 
-use crate::area::{Area, Mapping, PAGE, Source, parse};
-use crate::capture::{call_place, mark_of};
+use crate::area::{Area, Mapping, PAGE, Source, maps, vdso};
+use crate::capture::mark_of;
 use crate::error::CheckpointError;
 use crate::image::{Image, Thread};
-use crate::tracee::{Call, Desk, ENTRY, LOOP, Memory, Registers, astray, at, call_at, call_here, wait, well};
+use crate::tracee::{Call, Desk, ENTRY, LOOP, Memory, Registers, astray, at, call_at, call_here, call_place, wait, well};
 
 /// How far a stack may grow, bytes.
 const STACK_ROOM: u64 = 8 << 20;
@@ -88,17 +88,17 @@ fn make(
 ) -> Result<Restored, CheckpointError> {
     match wait(process)? {
         WaitStatus::Stopped(_, Signal::SIGTRAP) => {}
-        other => return Err(astray(&other, &[Call::new("begin its program", 0, [])])),
+        other => return Err(astray(&other, "begin its program")),
     }
     ptrace::setoptions(process, Options::PTRACE_O_EXITKILL | Options::PTRACE_O_TRACECLONE)
-        .map_err(CheckpointError::errno("trace the new process"))?;
+        .map_err(CheckpointError::kernel("trace the new process"))?;
     check_files(image)?;
     let memory = Memory::of(process)?;
     let mut child = Child {
         process,
         memory: &memory,
         image,
-        mappings: mappings(process)?,
+        mappings: maps(process)?,
         text: Vec::new(),
         begun,
     };
@@ -111,7 +111,7 @@ fn make(
     let threads = child.make_threads(&desk)?;
     child.finish(&threads, place)?;
     for &(_, thread) in &threads {
-        ptrace::detach(thread, None).map_err(CheckpointError::errno("let the new process go"))?;
+        ptrace::detach(thread, None).map_err(CheckpointError::kernel("let the new process go"))?;
     }
     Ok(Restored {
         threads: threads.iter().map(|(old, new)| (old.id, new.as_raw())).collect(),
@@ -131,12 +131,6 @@ fn check_files(image: &Image) -> Result<(), CheckpointError> {
         }
     }
     Ok(())
-}
-
-fn mappings(process: Pid) -> Result<Vec<Mapping>, CheckpointError> {
-    let path = format!("/proc/{process}/maps");
-    let text = fs::read_to_string(&path).map_err(CheckpointError::kernel(format!("read {path}")))?;
-    Ok(text.lines().filter_map(parse).collect())
 }
 
 /// The child, while it is made another.
@@ -396,25 +390,23 @@ impl<'a> Child<'a> {
                 for answer in desk.answers(1)? {
                     well(&call[0], answer)?;
                 }
-                return Err(astray(&WaitStatus::StillAlive, &call));
+                return Err(astray(&WaitStatus::StillAlive, call[0].what));
             }
-            other => return Err(astray(&other, &call)),
+            other => return Err(astray(&other, call[0].what)),
         }
-        let told = ptrace::getevent(self.process).map_err(CheckpointError::errno("hear of a new thread"))?;
+        let told = ptrace::getevent(self.process).map_err(CheckpointError::kernel("hear of a new thread"))?;
         let new = Pid::from_raw(i32::try_from(told).unwrap_or_default());
         self.begun.push(new);
-        ptrace::cont(self.process, None).map_err(CheckpointError::errno("let a thread go on"))?;
+        ptrace::cont(self.process, None).map_err(CheckpointError::kernel("let a thread go on"))?;
         match (wait(self.process)?, wait(new)?) {
             (WaitStatus::Stopped(_, Signal::SIGTRAP), WaitStatus::Stopped(_, Signal::SIGSTOP)) => Ok(new),
-            (other, _) => Err(astray(&other, &call)),
+            (other, _) => Err(astray(&other, call[0].what)),
         }
     }
 
     /// Gives the threads their state, and takes away what was needed on the way.
     fn finish(&self, threads: &[(&Thread, Pid)], desk_place: u64) -> Result<(), CheckpointError> {
-        let place = call_place(self.memory, &self.image.areas)?.ok_or_else(|| CheckpointError::Damaged {
-            reason: "it has no place to call the kernel from".into(),
-        })?;
+        let place = call_place(self.process, self.memory, vdso(&self.image.areas))?;
         let call = unmap(desk_place, DESK);
         let from = Registers::of(self.process)?;
         well(&call, call_at(self.process, place, &from, &call)?)?;

@@ -1,10 +1,11 @@
 //! Threads of another process that are stopped, and system calls that it is made to do.
 
-use std::fs::File;
+use std::fs::{self, File};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use kata_sys::ptrace::{self as sys, NT_PRSTATUS};
-use nix::sys::ptrace;
+use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
@@ -81,9 +82,72 @@ pub(crate) fn wait(thread: Pid) -> Result<WaitStatus, CheckpointError> {
     loop {
         match waitpid(thread, Some(WaitPidFlag::__WALL)) {
             Err(nix::errno::Errno::EINTR) => {}
-            other => return other.map_err(CheckpointError::errno("wait for a thread to stop")),
+            other => return other.map_err(CheckpointError::kernel("wait for a thread to stop")),
         }
     }
+}
+
+/// Threads that stand still until this is dropped.
+#[derive(Debug, Default)]
+pub(crate) struct Stopped(Vec<Pid>);
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        for &thread in &self.0 {
+            // One that has ended meanwhile needs it not.
+            let _ = ptrace::detach(thread, None);
+        }
+    }
+}
+
+impl Stopped {
+    /// The threads, in the order in which they are to be thought of: the first one first.
+    pub(crate) fn threads(&self) -> &[Pid] {
+        &self.0
+    }
+
+    /// Stops all threads of `process`.
+    pub(crate) fn stop_all(&mut self, process: Pid) -> Result<(), CheckpointError> {
+        // A thread that is made meanwhile is found when the rest stands still.
+        loop {
+            let before = self.0.len();
+            for entry in list(&format!("/proc/{process}/task"))? {
+                let thread = Pid::from_raw(entry);
+                if !self.0.contains(&thread) {
+                    self.stop_one(thread)?;
+                }
+            }
+            if self.0.len() == before {
+                self.0.sort_by_key(|&thread| (thread != process, thread));
+                return Ok(());
+            }
+        }
+    }
+
+    /// Stops a thread.
+    pub(crate) fn stop_one(&mut self, thread: Pid) -> Result<(), CheckpointError> {
+        let failed = |what: &str| CheckpointError::kernel(format!("{what} thread {thread}"));
+        ptrace::seize(thread, Options::empty()).map_err(failed("trace"))?;
+        self.0.push(thread);
+        ptrace::interrupt(thread).map_err(failed("stop"))?;
+        match wait(thread)? {
+            WaitStatus::PtraceEvent(..) => Ok(()),
+            other => Err(CheckpointError::Astray {
+                what: format!("came to {other:?} instead of a stop"),
+            }),
+        }
+    }
+}
+
+/// The numbers that a directory of `/proc` lists.
+pub(crate) fn list(path: &str) -> Result<Vec<i32>, CheckpointError> {
+    let entries = fs::read_dir(path).map_err(CheckpointError::kernel(format!("read {path}")))?;
+    let mut numbers: Vec<i32> = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect();
+    numbers.sort_unstable();
+    Ok(numbers)
 }
 
 /// A system call: number and arguments.
@@ -141,7 +205,7 @@ impl Desk<'_> {
             self.begin(thread, part)?;
             match wait(thread)? {
                 WaitStatus::Stopped(_, Signal::SIGTRAP) => {}
-                other => return Err(astray(&other, part)),
+                other => return Err(astray(&other, part.first().map_or("", |call| call.what))),
             }
             answers.extend(self.answers(part.len())?);
         }
@@ -171,7 +235,7 @@ impl Desk<'_> {
         registers.0[at::RIP] = self.code;
         registers.0[at::ORIG_RAX] = u64::MAX;
         registers.set(thread)?;
-        ptrace::cont(thread, None).map_err(CheckpointError::errno("let a thread go on"))
+        ptrace::cont(thread, None).map_err(CheckpointError::kernel("let a thread go on"))
     }
 
     pub(crate) fn answers(&self, count: usize) -> Result<Vec<i64>, CheckpointError> {
@@ -182,10 +246,9 @@ impl Desk<'_> {
     }
 }
 
-pub(crate) fn astray(status: &WaitStatus, calls: &[Call]) -> CheckpointError {
-    let calls = calls.iter().map(|call| call.what).next().unwrap_or_default();
+pub(crate) fn astray(status: &WaitStatus, was_to: &str) -> CheckpointError {
     CheckpointError::Astray {
-        what: format!("came to {status:?} where it was to {calls}"),
+        what: format!("came to {status:?} where it was to {was_to}"),
     }
 }
 
@@ -195,12 +258,25 @@ pub(crate) fn well(call: &Call, answer: i64) -> Result<i64, CheckpointError> {
         Ok(errno) if (-4095..0).contains(&errno) => {
             let [_, first, second, ..] = call.words;
             Err(CheckpointError::Kernel {
-                act: format!("have the new process {} ({first:#x}, {second:#x})", call.what),
+                act: format!("have the process {} ({first:#x}, {second:#x})", call.what),
                 source: std::io::Error::from_raw_os_error(-errno),
             })
         }
         _ => Ok(answer),
     }
+}
+
+/// A `syscall` instruction in the kernel's page, which is at `vdso`.
+pub(crate) fn call_place(process: Pid, memory: &Memory, vdso: Option<Range<u64>>) -> Result<u64, CheckpointError> {
+    let vdso = vdso.unwrap_or_default();
+    let mut code = vec![0; usize::try_from(vdso.end - vdso.start).unwrap_or_default()];
+    memory.read(vdso.start, &mut code)?;
+    let place = code.windows(2).position(|pair| pair == [0x0f, 0x05]);
+    let place = place.ok_or_else(|| CheckpointError::Unknown {
+        pid: process.as_raw(),
+        what: "no place to call the kernel from".into(),
+    })?;
+    Ok(vdso.start + place as u64)
 }
 
 /// Has `thread` make one call where it stands, by what is written over its code there.
@@ -227,10 +303,10 @@ pub(crate) fn call_at(thread: Pid, place: u64, from: &Registers, call: &Call) ->
     registers.0[at::RIP] = place;
     registers.0[at::ORIG_RAX] = u64::MAX;
     registers.set(thread)?;
-    ptrace::step(thread, None).map_err(CheckpointError::errno("let a thread go on"))?;
+    ptrace::step(thread, None).map_err(CheckpointError::kernel("let a thread go on"))?;
     match wait(thread)? {
         WaitStatus::Stopped(_, Signal::SIGTRAP) => {}
-        other => return Err(astray(&other, std::slice::from_ref(call))),
+        other => return Err(astray(&other, call.what)),
     }
     Ok(Registers::of(thread)?.0[at::RAX].cast_signed())
 }
