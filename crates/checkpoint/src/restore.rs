@@ -20,7 +20,9 @@ use crate::area::{Area, Mapping, PAGE, Source, maps, vdso};
 use crate::capture::mark_of;
 use crate::error::CheckpointError;
 use crate::image::{Image, Thread};
-use crate::tracee::{Call, Desk, ENTRY, LOOP, Memory, Registers, astray, at, call_at, call_here, call_place, wait, well};
+use crate::tracee::{
+    Call, Desk, ENTRY, LOOP, Memory, Registers, astray, at, call_at, call_here, call_place, wait, well,
+};
 
 /// How far a stack may grow, bytes.
 const STACK_ROOM: u64 = 8 << 20;

@@ -8,18 +8,27 @@ use crate::area::{Mapping, VDSO, maps};
 use crate::error::CheckpointError;
 use crate::tracee::{Call, Memory, Registers, Stopped, call_at, call_place, well};
 
-/// The largest area that is a process's own, of no file, and may be read, written and executed: where a program keeps code
-/// that it has made.
+/// Where a program keeps code that it has made: memory of no file that may be read, written and executed, and what lies beside
+/// it with nothing but inaccessible pages between. If there are several such places, the largest; if there is none, nothing.
 ///
 /// # Errors
 /// [`CheckpointError::Kernel`] when the process has ended.
-pub fn made_code(pid: u32) -> Result<Option<Range<u64>>, CheckpointError> {
-    let all = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
-    let is_made = |mapping: &Mapping| !mapping.shared && mapping.inode == 0 && mapping.protection == all;
-    let areas = maps(Pid::from_raw(pid.cast_signed()))?;
-    let made = areas.iter().filter(|mapping| is_made(mapping));
-    let largest = made.max_by_key(|mapping| mapping.end - mapping.start);
-    Ok(largest.map(|mapping| mapping.start..mapping.end))
+pub fn made_code(pid: u32) -> Result<Vec<Range<u64>>, CheckpointError> {
+    Ok(largest_made(&maps(Pid::from_raw(pid.cast_signed()))?))
+}
+
+fn largest_made(areas: &[Mapping]) -> Vec<Range<u64>> {
+    const ALL: i32 = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
+    let is_own = |mapping: &&Mapping| !mapping.shared && mapping.inode == 0 && mapping.name.is_empty();
+    let is_made = |mapping: &Mapping| [ALL, libc::PROT_NONE].contains(&mapping.protection);
+    let candidates: Vec<&Mapping> = areas.iter().filter(is_own).filter(|mapping| is_made(mapping)).collect();
+    let places = candidates.chunk_by(|one, next| one.end == next.start);
+    let code = |place: &[&Mapping]| -> Vec<Range<u64>> {
+        let code = place.iter().filter(|mapping| mapping.protection == ALL);
+        code.map(|mapping| mapping.start..mapping.end).collect()
+    };
+    let size = |code: &Vec<Range<u64>>| code.iter().map(|range| range.end - range.start).sum::<u64>();
+    places.map(code).max_by_key(size).unwrap_or_default()
 }
 
 /// Has the process give the pages of `range` back to the kernel. It is to have no need of what is in them: it finds zeros.
@@ -44,4 +53,24 @@ pub fn take_back(pid: u32, range: &Range<u64>) -> Result<(), CheckpointError> {
     let answer = call_at(process, place, &before, &call);
     before.set(process)?;
     well(&call, answer?).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::area::parse;
+
+    #[test]
+    fn the_largest_place_of_code_is_found() {
+        let read = |text: &str| -> Vec<Mapping> { text.lines().map(|line| parse(line).expect(line)).collect() };
+        let text = "10000-20000 rwxp 00000000 00:00 0 \n\
+                    30000-38000 rwxp 00000000 00:00 0 \n\
+                    38000-39000 ---p 00000000 00:00 0 \n\
+                    39000-44000 rwxp 00000000 00:00 0 \n\
+                    44000-45000 ---p 00000000 00:00 0 \n\
+                    45000-90000 rw-p 00000000 00:00 0 \n\
+                    90000-f0000 rwxp 00000000 fe:00 7 /usr/lib/a.so\n";
+        assert_eq!(largest_made(&read(text)), [0x30000..0x38000, 0x39000..0x44000]);
+        assert_eq!(largest_made(&read("10000-20000 rw-p 00000000 00:00 0 [heap]")), []);
+    }
 }

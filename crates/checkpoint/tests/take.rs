@@ -66,7 +66,7 @@ fn what_is_taken_back_is_zeros_and_no_memory() {
     }
 
     // A program that makes no code; a range that is none; a process that has ended.
-    assert_eq!(made_code(pid).expect("its areas"), None);
+    assert_eq!(made_code(pid).expect("its areas"), []);
     let error = take_back(pid, &(1..2)).expect_err("not at a page");
     assert!(error.to_string().contains("give memory back (0x1, 0x1)"), "{error}");
     writeln!(to, "and now?").expect("it reads");

@@ -228,6 +228,62 @@ fn memory_that_the_guest_frees_goes_back_and_a_start_is_traced() {
     runtime.delete_force(id).ok();
 }
 
+/// MiB of code that the VMM of a sandbox has made of the guest's.
+fn translated(id: &str) -> u64 {
+    let vmm = pids::of_part(lab(), id, Part::Vmm)[0];
+    let maps = std::fs::read_to_string(lab().outside(format!("/proc/{vmm}/smaps"))).expect("the VMM");
+    let (mut is_code, mut kib) = (false, 0);
+    for line in maps.lines() {
+        let mut words = line.split_whitespace();
+        match (words.next(), words.next()) {
+            (Some("Rss:"), Some(number)) if is_code => kib += number.parse::<u64>().expect("a number"),
+            (Some(range), Some(flags)) if !range.ends_with(':') => is_code = flags == "rwxp",
+            _ => {}
+        }
+    }
+    kib / 1024
+}
+
+/// With one CPU that can become more, with two that run at once, and with the other kind of machine; and a pod that is told to keep
+/// it has it still when the others have forgotten.
+#[test]
+fn what_was_translated_of_the_boot_is_forgotten() {
+    let runtime = Runtime::new(Kind::Kata, lab());
+    let begin = |id: &str, configuration: &str| {
+        let count = "while sleep 0.1; do echo >>/n; done";
+        let bundle = Bundle::script(lab(), id, count);
+        runtime
+            .create_with(&bundle, id, &format!("[hypervisor.qemu]\n{configuration}\n"))
+            .ok();
+        runtime.start(id).ok();
+        let full = translated(id);
+        assert!(full > 30, "{id} has {full} MiB of translated code after its boot");
+        full
+    };
+    let counted = |id: &str| -> u64 {
+        let said = runtime.exec(id, "wc -l </n").run().ok().text();
+        said.trim().parse().expect("a number")
+    };
+    let kept = begin("keeps", "reclaim_guest_freed_memory = false");
+    let machines = [
+        ("forgets", ""),
+        ("forgets-two", "default_vcpus = 2\ndefault_maxvcpus = 2"),
+        ("forgets-micro", "machine_type = \"microvm\""),
+    ];
+    for (id, full) in machines.map(|(id, configuration)| (id, begin(id, configuration))) {
+        wait::until("the boot is forgotten", Duration::from_secs(40), || {
+            translated(id) + 25 < full
+        });
+        let before = counted(id);
+        wait::until("the container goes on", Duration::from_secs(20), || {
+            counted(id) > before + 5
+        });
+        runtime.delete_force(id).ok();
+    }
+    assert!(translated("keeps") >= kept, "a pod that is to keep it has forgotten");
+    runtime.delete_force("keeps").ok();
+}
+
 #[test]
 fn two_cpus_and_more_memory() {
     let said = run_with("larger", "[hypervisor.qemu]\ndefault_vcpus = 2\ndefault_memory = 512\n");

@@ -245,6 +245,15 @@ pub trait Machine: Send + Sync {
     /// [`MachineError::Refused`], [`MachineError::Silent`]; part of it may have been done.
     async fn resize(&self, wish: Size) -> Result<Size, MachineError>;
 
+    /// Gives back to the host what the VMM keeps only because the guest has booted; what the guest does next takes longer,
+    /// once. It stands still for some milliseconds. Answers how many bytes that were, 0 if there is nothing worth it.
+    ///
+    /// # Errors
+    /// See [`MachineError`]; the machine is no worse for it, unless it has ended.
+    async fn forget_boot(&self) -> Result<u64, MachineError> {
+        Ok(0)
+    }
+
     /// Ends the VMM: waits up to `grace` for the guest's own power-off, then kills it. The process is gone on return.
     async fn halt(&self, grace: Duration);
 }

@@ -243,7 +243,7 @@ fn from(socket: impl Into<OwnedFd>) -> File {
     File::from(socket.into())
 }
 
-fn failed(act: &'static str) -> impl FnOnce(CheckpointError) -> MachineError {
+pub(crate) fn failed(act: &'static str) -> impl FnOnce(CheckpointError) -> MachineError {
     move |error| MachineError::Host {
         what: format!("cannot {act}"),
         source: io::Error::other(error),

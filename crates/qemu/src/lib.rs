@@ -2,13 +2,14 @@
 //!
 //! `render` decides (pure), `launch` starts and watches the process, `control` talks QMP, `disk` attaches disks, `image`
 //! the guest's root, `memory` its memory, `channel` reaches the agent, `draft` makes templates, `template` makes machines
-//! of them, `imprint` both in another way, `accelerator` finds out whether KVM is usable. No file is written but
+//! of them, `imprint` both in another way, `translation` forgets what only the boot had use for, `accelerator` finds out whether KVM is usable. No file is written but
 //! `console.log`, and that only for debugging.
 
 mod accelerator;
 mod board;
 mod channel;
 mod control;
+mod debugger;
 mod disk;
 mod draft;
 mod image;
@@ -21,6 +22,7 @@ mod render;
 mod room;
 mod tail;
 mod template;
+mod translation;
 mod version;
 mod vhost_user;
 

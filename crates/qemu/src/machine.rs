@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use kata_machine::{
-    Channel, Disk, DiskAddress, Exit, ExitWatch, Machine, MachineError, MachineSpec, Root, Size, Transport,
+    Accelerator, Channel, Disk, DiskAddress, Exit, ExitWatch, Machine, MachineError, MachineSpec, Root, Size, Transport,
 };
 use kata_sys::tsc;
 use serde_json::{Value, json};
@@ -22,7 +22,7 @@ use crate::news::{Listening, News};
 use crate::render::{MEMORY_FD, Start};
 use crate::room::Room;
 use crate::tail::Tail;
-use crate::{channel, render};
+use crate::{channel, render, translation};
 
 /// How long a control command may take.
 const COMMAND_LIMIT: Duration = Duration::from_secs(10);
@@ -43,6 +43,8 @@ pub(crate) struct QemuMachine {
     process: Process,
     disks: Disks,
     room: Room,
+    /// Where it is debugged while it forgets its boot, if there is something to forget.
+    debugger: Option<PathBuf>,
     /// Of threads that QEMU believes to have other ids: those, and the ones that they have.
     pub(crate) threads: Vec<(u32, u32)>,
 }
@@ -67,7 +69,10 @@ pub(crate) fn command_line(spec: &MachineSpec, start: Start<'_>) -> Result<Vec<S
 /// # Errors
 /// See [`MachineError`].
 pub(crate) async fn boot(spec: &MachineSpec, greeting_limit: Duration) -> Result<QemuMachine, MachineError> {
-    start(spec, Start::Boot, None, greeting_limit).await
+    let mut machine = start(spec, Start::Boot, None, greeting_limit).await?;
+    let translates = spec.accelerator == Accelerator::Tcg;
+    machine.debugger = translates.then(|| spec.run_dir.join("debugger.sock"));
+    Ok(machine)
 }
 
 /// Starts QEMU, with the memory of a template if it is to have one; it greets within `greeting_limit`, or is killed.
@@ -221,6 +226,7 @@ impl QemuMachine {
             process,
             disks: Disks::default(),
             room: Room::of(spec),
+            debugger: None,
             threads: Vec::new(),
         }
     }
@@ -355,6 +361,13 @@ impl Machine for QemuMachine {
 
     async fn resize(&self, wish: Size) -> Result<Size, MachineError> {
         self.room.resize(self, wish).await
+    }
+
+    async fn forget_boot(&self) -> Result<u64, MachineError> {
+        match &self.debugger {
+            Some(socket) => translation::forget(self, socket).await,
+            None => Ok(0),
+        }
     }
 
     async fn halt(&self, grace: Duration) {

@@ -1,6 +1,6 @@
 //! From a plan to a machine whose agent answers.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use kata_agent_client::{Agent, AgentError, connect};
@@ -29,6 +29,9 @@ const HALT_GRACE: Duration = Duration::ZERO;
 
 /// How long after its file server or its channel a VMM may be seen to end, if it was the VMM that ended first.
 pub(crate) const VMM_END: Duration = Duration::from_millis(500);
+
+/// How long after its start a pod has come to rest, its other containers included.
+const REST: Duration = Duration::from_secs(10);
 
 impl Sandbox {
     /// Boots the pod's machine. What is done is noted in `steps`; after an error the caller takes it back.
@@ -305,17 +308,21 @@ impl Sandbox {
         Ok(agent)
     }
 
-    /// The pod has started: its machine goes on as one among others when memory is wanting.
-    pub(crate) async fn spare_machine(&self) {
-        let _ = self
+    /// The pod has started: its machine goes on as one among others when memory is wanting, and needs less of it.
+    pub(crate) async fn has_started(&self) {
+        let machine = self
             .ask(|state| {
-                let pid = state.machine.as_ref().map(|machine| machine.pid());
-                let its = state.record.helpers.iter().find(|helper| Some(helper.pid) == pid);
+                let machine = state.machine.as_ref()?;
+                let its = state.record.helpers.iter().find(|helper| helper.pid == machine.pid());
                 if let Some(its) = its {
                     spare(*its);
                 }
+                Some(Arc::downgrade(machine))
             })
             .await;
+        if let (Ok(Some(machine)), true) = (machine, self.config.qemu.reclaim_guest_freed_memory) {
+            tokio::spawn(forget_boot(machine));
+        }
     }
 
     /// A channel that was closed says less than the machine's end, which is known a moment later.
@@ -347,6 +354,22 @@ pub(crate) fn may_be_templates(error: &SandboxError) -> bool {
         }
         SandboxError::Machine(_) | SandboxError::NoAgent { .. } => true,
         _ => false,
+    }
+}
+
+/// Lets the machine forget its boot, when its pod has come to rest.
+async fn forget_boot(machine: Weak<dyn Machine>) {
+    tokio::time::sleep(REST).await;
+    let Some(machine) = machine.upgrade() else { return };
+    match machine.forget_boot().await {
+        Ok(0) => {}
+        Ok(bytes) => tracing::info!(mib = bytes >> 20, "the VMM has given back what it kept of the boot"),
+        // It may have ended meanwhile.
+        Err(error) if machine.exit().borrow().is_some() => tracing::debug!(%error, "the boot is not forgotten"),
+        Err(error) => {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, "the VMM keeps memory for the boot that it has no use for");
+        }
     }
 }
 

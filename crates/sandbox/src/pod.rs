@@ -70,7 +70,7 @@ impl Sandbox {
     async fn boot_alone(&self, bundle: &Bundle) -> Result<(), SandboxError> {
         let facts = self.abroad(|| survey::facts(&self.config, &self.home, bundle.spec(), &[]))??;
         self.boot_for(bundle, facts, self.faults.clone()).await?;
-        self.spare_machine().await;
+        self.has_started().await;
         Ok(())
     }
 

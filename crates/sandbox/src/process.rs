@@ -82,7 +82,7 @@ impl Sandbox {
         })
         .await?;
         if started.is_ok() && process.exec.is_empty() && self.is_first(&process.container) {
-            self.spare_machine().await;
+            self.has_started().await;
         }
         started
     }

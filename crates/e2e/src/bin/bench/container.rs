@@ -1,6 +1,7 @@
 //! A container alone: from nothing to its end, one more process in it, its memory; and the floor under the cold start.
 
 use std::collections::BTreeMap;
+use std::thread;
 use std::time::Duration;
 
 use kata_e2e::bundle::Bundle;
@@ -12,6 +13,7 @@ use kata_e2e::runtime::{Kind, Runtime};
 use kata_e2e::wait;
 
 use crate::Flags;
+use crate::density::SETTLE;
 use crate::floor;
 use crate::samples::{Clock, Cost, Samples};
 
@@ -81,6 +83,9 @@ fn warm(containerd: &Containerd, kind: Kind, id: &str, samples: &mut Samples) {
     for turn in 0..2 {
         let exec = containerd.ctr(["task", "exec", "--exec-id", &format!("e{turn}"), id, "true"]);
         samples.time(lab, kind, CTR_EXEC, || exec.run().ok());
+    }
+    if kind == Kind::Kata {
+        thread::sleep(SETTLE);
     }
     memory(lab, id, kind, samples);
     containerd.ctr(["task", "delete", "--force", id]).run().ok();

@@ -86,8 +86,9 @@ const EDGE: usize = 5;
 const AT_ONCE: usize = 4;
 /// How long those that came at once are given to come to rest; not counted.
 const REST: Duration = Duration::from_secs(5);
-/// How long a crowd is left alone before its idling is measured, and for how long it is.
-const SETTLE: Duration = Duration::from_secs(10);
+/// How long pods are left alone until they idle,
+pub const SETTLE: Duration = Duration::from_secs(15);
+/// and for how long their idling is measured.
 const IDLE: Duration = Duration::from_secs(20);
 /// How long the start of one of many may take.
 const LIMIT: Duration = Duration::from_secs(300);
@@ -170,10 +171,10 @@ fn crowd(kind: Kind, (half, all): (usize, usize), configuration: &str, names: Cr
     container::run_once(&containerd, kind, "warm-up", TEMPLATE_RUN, &mut Samples::default());
     let available = available_mib();
     let result = begin(&containerd, kind, 0..half).and_then(|first| {
+        thread::sleep(SETTLE);
         memory(&lab, kind, half, names, samples);
         let less = (available - available_mib()) / half as f64;
         samples.add(names.less, kind, less);
-        thread::sleep(SETTLE);
         let before = lab.cpu_time();
         thread::sleep(IDLE);
         let idle = (lab.cpu_time() - before).as_secs_f64() * 1000.0 / IDLE.as_secs_f64() / half as f64;
