@@ -49,3 +49,9 @@ impl CheckpointError {
         }
     }
 }
+
+impl From<CheckpointError> for std::io::Error {
+    fn from(error: CheckpointError) -> Self {
+        Self::other(error)
+    }
+}

@@ -271,7 +271,7 @@ fn what_was_translated_of_the_boot_is_forgotten() {
         ("forgets-micro", "machine_type = \"microvm\""),
     ];
     for (id, full) in machines.map(|(id, configuration)| (id, begin(id, configuration))) {
-        wait::until("the boot is forgotten", Duration::from_secs(40), || {
+        wait::until("the boot is forgotten", Duration::from_secs(60), || {
             translated(id) + 25 < full
         });
         let before = counted(id);

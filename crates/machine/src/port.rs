@@ -77,6 +77,17 @@ pub enum MachineError {
     },
 }
 
+impl MachineError {
+    /// Makes of what the host said the error that `act` cannot be done.
+    pub fn host<E: Into<std::io::Error>>(act: impl Into<String>) -> impl FnOnce(E) -> Self {
+        let act = act.into();
+        move |error| Self::Host {
+            what: format!("cannot {act}"),
+            source: error.into(),
+        }
+    }
+}
+
 impl Exit {
     /// Whether somebody has killed it (SIGKILL), as the kernel does when memory is wanting.
     pub fn was_killed(&self) -> bool {

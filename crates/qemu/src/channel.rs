@@ -24,16 +24,14 @@ const VSOCK_PAUSE: Duration = Duration::from_millis(20);
 pub(crate) async fn open(channel: &Channel, exit: ExitWatch) -> Result<Box<dyn Transport>, MachineError> {
     let stream = match channel {
         // QEMU listens before it greets, and reads nothing from the socket before the guest has opened its port.
-        Channel::Serial { socket, .. } => UnixStream::connect(socket).await.map_err(|source| MachineError::Host {
-            what: format!("cannot connect to the guest's channel {}", socket.display()),
-            source,
-        })?,
-        Channel::Vsock { cid, port } => open_vsock(*cid, *port, exit)
-            .await
-            .map_err(|source| MachineError::Host {
-                what: format!("cannot connect to the guest's channel vsock:{cid}:{port}"),
-                source,
-            })?,
+        Channel::Serial { socket, .. } => {
+            let act = format!("connect to the guest's channel {}", socket.display());
+            UnixStream::connect(socket).await.map_err(MachineError::host(act))?
+        }
+        Channel::Vsock { cid, port } => {
+            let act = format!("connect to the guest's channel vsock:{cid}:{port}");
+            open_vsock(*cid, *port, exit).await.map_err(MachineError::host(act))?
+        }
     };
     Ok(Box::new(stream))
 }

@@ -14,7 +14,7 @@ const PACKET_LIMIT: usize = 4096;
 /// More CPUs than a guest can have.
 const CPUS_LIMIT: usize = 4096;
 
-/// How long a CPU may wait before another one's turn comes. When all wait, one of them does something some times a second.
+/// How long a CPU may wait before another one's turn comes.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Stops a guest that runs.
@@ -62,7 +62,9 @@ impl Debugger {
             let stopped = match timeout(PATIENCE, self.hear()).await {
                 Ok(stopped) => stopped?,
                 Err(_) => {
-                    self.say(INTERRUPT).await?;
+                    if cpus.len() > 1 {
+                        self.say(INTERRUPT).await?;
+                    }
                     self.hear().await?
                 }
             };

@@ -87,7 +87,7 @@ pub(crate) async fn redraft(
     greeting_limit: Duration,
 ) -> Result<QemuDraft, MachineError> {
     let memory = create_memory(&files.memory)?;
-    copy_into(&template.memory, &memory).map_err(|errno| host("write", &files.memory)(errno.into()))?;
+    copy_into(&template.memory, &memory).map_err(host("write", &files.memory))?;
     let state = create(&files.state)?;
     // What it writes is to be in the file, whatever machines of the template do.
     let shared = MachineSpec {

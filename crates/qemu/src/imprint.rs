@@ -12,11 +12,11 @@ use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 
-use kata_checkpoint::{CheckpointError, Descriptor, Image, Kind, Needs, Source};
+use kata_checkpoint::{Descriptor, Image, Kind, Needs, Source};
 use kata_machine::{
     Accelerator, Channel, Device, Machine, MachineError, MachineSpec, MemoryBacking, MemoryGrowth, Template,
 };
-use kata_sys::tun::{Framing, frame};
+use kata_sys::tun::frame;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -32,12 +32,9 @@ const ONE_PIECE_MIB: u32 = 2048;
 /// Standard input, output and errors: control, console and messages of every QEMU of ours.
 const STDIO: RawFd = 3;
 
-/// What the guest's driver has agreed on with QEMU, and QEMU has told the taps of the image: virtio 1's header, and of what
-/// Linux asks for the part that every kernel of a host has.
-const FRAMING: Framing = Framing {
-    header: 12,
-    offload: true,
-};
+/// In front of each packet of a tap: what the guest's driver has agreed on with QEMU, virtio 1's header, bytes. Of what Linux may
+/// leave to the host with it, QEMU has told the image's taps the part that every kernel of a host has.
+const PACKET_HEADER: i32 = 12;
 
 /// Whether machines like this one can be written down so, and gain from it.
 pub(crate) fn suits(spec: &MachineSpec) -> bool {
@@ -53,12 +50,13 @@ pub(crate) fn suits(spec: &MachineSpec) -> bool {
 
 /// Whether the template is one of these.
 pub(crate) fn is_in(template: &Template) -> Result<bool, MachineError> {
-    Image::is_in(&template.state).map_err(failed("read the template"))
+    Image::is_in(&template.state).map_err(MachineError::host("read the template"))
 }
 
 /// Writes a machine that stands still into `state`; its memory is in `memory`.
 pub(crate) fn write(machine: &QemuMachine, memory: &File, state: &File) -> Result<(), MachineError> {
-    let image = kata_checkpoint::capture(machine.pid(), memory, state).map_err(failed("write QEMU's process down"))?;
+    let image = kata_checkpoint::capture(machine.pid(), memory, state)
+        .map_err(MachineError::host("write QEMU's process down"))?;
     Roles::of(&image).map(drop)
 }
 
@@ -68,9 +66,12 @@ pub(crate) async fn restore(
     template: &Template,
     memory: File,
 ) -> Result<QemuMachine, MachineError> {
-    let (image, pages_at) = Image::read(&template.state).map_err(failed("read the template"))?;
+    let (image, pages_at) = Image::read(&template.state).map_err(MachineError::host("read the template"))?;
     let roles = Roles::of(&image)?;
-    let pages = template.state.try_clone().map_err(host("cannot open the template"))?;
+    let pages = template
+        .state
+        .try_clone()
+        .map_err(MachineError::host("open the template"))?;
     let needs = Needs {
         pages: image.descriptors.iter().map(|it| it.number + 1).max().unwrap_or(STDIO),
         outside: roles.memory,
@@ -80,7 +81,7 @@ pub(crate) async fn restore(
     };
     let mut files = launch::open_nodes(&render::nodes(spec))?;
     for (tap, _) in &files {
-        frame(tap, FRAMING).map_err(host("cannot make a tap what it was for QEMU"))?;
+        frame(tap, PACKET_HEADER).map_err(MachineError::host("make a tap what it was for QEMU"))?;
     }
     files.push((pages, needs.pages));
     files.extend(roles.sockets(spec, &memory).await?);
@@ -159,12 +160,12 @@ impl Roles {
     async fn sockets(&self, spec: &MachineSpec, memory: &File) -> Result<Vec<(File, RawFd)>, MachineError> {
         let mut files = Vec::new();
         if let Channel::Serial { socket, .. } = &spec.channel {
-            let what = format!("cannot listen on {}", socket.display());
+            let what = format!("listen on {}", socket.display());
             let listener = UnixListener::bind(socket).and_then(|listener| {
                 listener.set_nonblocking(self.channel.1)?;
                 Ok(listener)
             });
-            files.push((from(listener.map_err(host(what))?), self.channel.0));
+            files.push((from(listener.map_err(MachineError::host(what))?), self.channel.0));
         }
         let server = spec.devices.iter().find_map(|device| match device {
             Device::VirtioFs { socket, .. } => Some(socket),
@@ -178,14 +179,14 @@ impl Roles {
                     size: u64::from(spec.memory_mib) << 20,
                     address: self.memory_at,
                 };
-                let what = format!("cannot talk to the file server at {}", socket.display());
+                let what = format!("talk to the file server at {}", socket.display());
                 let talked = async {
                     let (ours, theirs) = UnixStream::pair()?;
                     let connection = vhost_user::greet(socket, theirs.into(), &region).await?.into_std()?;
                     connection.set_nonblocking(nonblocking)?;
-                    Ok([(from(connection), number), (from(ours), requests)])
+                    Ok::<_, io::Error>([(from(connection), number), (from(ours), requests)])
                 };
-                files.extend(talked.await.map_err(host(what))?);
+                files.extend(talked.await.map_err(MachineError::host(what))?);
             }
             _ => return Err(unexpected("its connection to a file server is not the machine's")),
         }
@@ -196,13 +197,19 @@ impl Roles {
 /// What takes the place of a descriptor that is no connection.
 fn stand_in(spec: &MachineSpec, descriptor: &Descriptor, memory: &File) -> Result<OwnedFd, MachineError> {
     match &descriptor.kind {
-        Kind::Event { count, nonblocking } => event(*count, *nonblocking).map_err(host("cannot make an eventfd")),
-        Kind::Signals { mask, nonblocking } => signals(*mask, *nonblocking).map_err(host("cannot make a signalfd")),
+        Kind::Event { count, nonblocking } => {
+            event(*count, *nonblocking).map_err(MachineError::host("make an eventfd"))
+        }
+        Kind::Signals { mask, nonblocking } => {
+            signals(*mask, *nonblocking).map_err(MachineError::host("make a signalfd"))
+        }
         Kind::File { path, flags } => {
             let mut options = File::options();
             options.read(true).custom_flags(flags & libc::O_NONBLOCK);
             let opened = options.open(path);
-            Ok(opened.map_err(host(format!("cannot open {}", path.display())))?.into())
+            Ok(opened
+                .map_err(MachineError::host(format!("open {}", path.display())))?
+                .into())
         }
         Kind::Directory { .. } => {
             let shared = spec.devices.iter().find_map(|device| match device {
@@ -210,11 +217,13 @@ fn stand_in(spec: &MachineSpec, descriptor: &Descriptor, memory: &File) -> Resul
                 _ => None,
             });
             let path = shared.ok_or_else(|| unexpected("it has a directory open"))?;
-            let opened = File::open(path).map_err(host(format!("cannot open {}", path.display())))?;
+            let opened = File::open(path).map_err(MachineError::host(format!("open {}", path.display())))?;
             Ok(opened.into())
         }
         Kind::Outside => {
-            let copy = memory.try_clone().map_err(host("cannot open the guest's memory"))?;
+            let copy = memory
+                .try_clone()
+                .map_err(MachineError::host("open the guest's memory"))?;
             Ok(copy.into())
         }
         Kind::Socket { .. } | Kind::Other { .. } => Err(unexpected(&format!("of descriptor {descriptor:?}"))),
@@ -243,18 +252,6 @@ fn from(socket: impl Into<OwnedFd>) -> File {
     File::from(socket.into())
 }
 
-pub(crate) fn failed(act: &'static str) -> impl FnOnce(CheckpointError) -> MachineError {
-    move |error| MachineError::Host {
-        what: format!("cannot {act}"),
-        source: io::Error::other(error),
-    }
-}
-
-fn host(what: impl Into<String>) -> impl FnOnce(io::Error) -> MachineError {
-    let what = what.into();
-    move |source| MachineError::Host { what, source }
-}
-
 fn unexpected(what: &str) -> MachineError {
     MachineError::Unsupported(format!("this QEMU cannot be a template as a process: {what}"))
 }
@@ -275,7 +272,7 @@ impl Making for Imprinting<'_> {
 
     fn make(&mut self, pid: u32) -> Result<(), MachineError> {
         let restored = kata_checkpoint::restore(pid, self.image, self.pages_at, self.needs)
-            .map_err(failed("make QEMU's process of the template"))?;
+            .map_err(MachineError::host("make QEMU's process of the template"))?;
         let ids = |(old, new): (i32, i32)| (old.cast_unsigned(), new.cast_unsigned());
         self.threads = restored.threads.into_iter().map(ids).collect();
         Ok(())

@@ -244,17 +244,14 @@ async fn drain(mut from: impl AsyncRead + Unpin, tail: Tail, mut log: Option<Fil
 
 /// Ours, theirs.
 fn socket_pair(what: &str, made: bool) -> Result<(UnixStream, OwnedFd), MachineError> {
-    let make = || {
+    let make = || -> io::Result<_> {
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         ours.set_nonblocking(true)?;
         // QEMU does that itself, but for one that is made something and believes to have done it.
         theirs.set_nonblocking(made)?;
         Ok((UnixStream::from_std(ours)?, theirs.into()))
     };
-    make().map_err(|source| MachineError::Host {
-        what: format!("cannot make {what} for QEMU"),
-        source,
-    })
+    make().map_err(MachineError::host(format!("make {what} for QEMU")))
 }
 
 /// Opens the files that [`launch`] hands over.
@@ -270,10 +267,7 @@ pub(crate) fn open_nodes(nodes: &[Node]) -> Result<Vec<(File, RawFd)>, MachineEr
                 (node.display().to_string(), opened)
             }
         };
-        let file = opened.map_err(|source| MachineError::Host {
-            what: format!("cannot open {name} for QEMU"),
-            source,
-        })?;
+        let file = opened.map_err(MachineError::host(format!("open {name} for QEMU")))?;
         Ok((file, node.number))
     };
     nodes.iter().map(open).collect()
@@ -284,8 +278,5 @@ pub(crate) fn open_nodes(nodes: &[Node]) -> Result<Vec<(File, RawFd)>, MachineEr
 /// # Errors
 /// [`MachineError::Host`]
 pub(crate) fn open_log(path: &Path) -> Result<File, MachineError> {
-    File::create(path).map_err(|source| MachineError::Host {
-        what: format!("cannot create {}", path.display()),
-        source,
-    })
+    File::create(path).map_err(MachineError::host(format!("create {}", path.display())))
 }

@@ -145,19 +145,14 @@ pub(crate) fn go_on(
 
 /// QEMU would say it, too, but later and in its own words.
 fn check_readable(what: &str, path: &Path) -> Result<(), MachineError> {
-    let failed = |source| MachineError::Host {
-        what: format!("cannot read {what} {}", path.display()),
-        source,
+    let readable = || {
+        // A pipe would keep us waiting for a writer.
+        if !std::fs::metadata(path)?.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+        }
+        File::open(path).map(drop)
     };
-    // A pipe would keep us waiting for a writer.
-    if !std::fs::metadata(path).map_err(failed)?.is_file() {
-        return Err(failed(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "not a regular file",
-        )));
-    }
-    File::open(path).map_err(failed)?;
-    Ok(())
+    readable().map_err(MachineError::host(format!("read {what} {}", path.display())))
 }
 
 /// What went wrong, from what little the control socket tells. A dead QEMU explains itself best.

@@ -63,13 +63,12 @@ pub(crate) async fn restore(
 
 /// The memory of a new machine of the template.
 fn memory(backing: MemoryBacking, template: &Template) -> Result<File, MachineError> {
-    let failed = |act: &str| {
-        let what = format!("cannot {act} the template's memory");
-        move |source| MachineError::Host { what, source }
-    };
     match backing {
-        MemoryBacking::Private => template.memory.try_clone().map_err(failed("open")),
-        MemoryBacking::SharedMemfd => copy(&template.memory).map_err(|errno| failed("copy")(errno.into())),
+        MemoryBacking::Private => {
+            let opened = template.memory.try_clone();
+            opened.map_err(MachineError::host("open the template's memory"))
+        }
+        MemoryBacking::SharedMemfd => copy(&template.memory).map_err(MachineError::host("copy the template's memory")),
     }
 }
 
@@ -80,13 +79,10 @@ pub(crate) async fn go_on(
     memory: File,
     greeting_limit: Duration,
 ) -> Result<QemuMachine, MachineError> {
-    let failed = |act: &str| {
-        let what = format!("cannot {act} the template");
-        move |source| MachineError::Host { what, source }
-    };
-    let mut state = template.state.try_clone().map_err(failed("open"))?;
+    let opened = template.state.try_clone();
+    let mut state = opened.map_err(MachineError::host("open the template"))?;
     // Clones of a descriptor have one position.
-    state.rewind().map_err(failed("rewind"))?;
+    state.rewind().map_err(MachineError::host("rewind the template"))?;
     let machine = machine::start(spec, Start::Restore, Some(memory), greeting_limit).await?;
     transfer(&machine, "migrate-incoming", state.into()).await?;
     // What it has read it needs not keep open.
@@ -170,9 +166,9 @@ fn create_as(path: &Path, options: &mut OpenOptions) -> Result<File, MachineErro
     options.open(path).map_err(host("create", path))
 }
 
-pub(crate) fn host(act: &str, path: &Path) -> impl FnOnce(std::io::Error) -> MachineError {
-    let what = format!("cannot {act} {}", path.display());
-    move |source| MachineError::Host { what, source }
+/// As [`MachineError::host`], of a file.
+pub(crate) fn host<E: Into<std::io::Error>>(act: &str, path: &Path) -> impl FnOnce(E) -> MachineError {
+    MachineError::host(format!("{act} {}", path.display()))
 }
 
 /// The kernel ends who writes to a page for which its file system has no room.

@@ -13,7 +13,6 @@ use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 
 use crate::debugger::Debugger;
-use crate::imprint::failed;
 use crate::machine::QemuMachine;
 
 /// Less than so many bytes are not worth it.
@@ -22,8 +21,8 @@ const WORTH: u64 = 16 << 20;
 /// So many at its beginning hold QEMU's own way into what it has translated, and stay.
 const WAY_IN: u64 = 64 << 10;
 
-/// How long the guest may take to do one thing more.
-const STEP_LIMIT: Duration = Duration::from_secs(5);
+/// How long the guest may take to do one thing more. One that idles does so every few seconds, and runs on meanwhile.
+const STEP_LIMIT: Duration = Duration::from_secs(30);
 
 /// How long QEMU may take to empty the buffer of a guest that has stopped, and how often it is asked whether it has.
 const EMPTY_LIMIT: Duration = Duration::from_secs(1);
@@ -59,7 +58,7 @@ async fn forget_between(machine: &QemuMachine, socket: &Path, before: Buffer) ->
     stepped
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-        .map_err(host("have the guest do a step"))?;
+        .map_err(MachineError::host("have the guest do a step"))?;
     let emptied = timeout(EMPTY_LIMIT, async {
         while Buffer::of(machine).await?.emptied == before.emptied {
             sleep(EMPTY_STEP).await;
@@ -68,32 +67,25 @@ async fn forget_between(machine: &QemuMachine, socket: &Path, before: Buffer) ->
     });
     emptied
         .await
-        .map_err(|_| host("have QEMU empty its buffer for translated code")(io::ErrorKind::TimedOut.into()))??;
+        .map_err(|_| MachineError::host("have QEMU empty its buffer for translated code")(io::ErrorKind::TimedOut))??;
     take_back(machine)
 }
 
 fn take_back(machine: &QemuMachine) -> Result<(), MachineError> {
     let what = "take back QEMU's buffer for translated code";
     if machine.exit().borrow().is_some() {
-        return Err(host(what)(io::ErrorKind::NotFound.into()));
+        return Err(MachineError::host(what)(io::ErrorKind::NotFound));
     }
-    let parts = kata_checkpoint::made_code(machine.pid()).map_err(failed(what))?;
+    let parts = kata_checkpoint::made_code(machine.pid()).map_err(MachineError::host(what))?;
     let Some(begin) = parts.first().map(|part| part.start) else {
         // A host that allows no such memory has it in two places.
-        return Err(host(what)(io::ErrorKind::Unsupported.into()));
+        return Err(MachineError::host(what)(io::ErrorKind::Unsupported));
     };
     for part in parts {
         let start = part.start.max(begin + WAY_IN);
-        kata_checkpoint::take_back(machine.pid(), &(start..part.end)).map_err(failed(what))?;
+        kata_checkpoint::take_back(machine.pid(), &(start..part.end)).map_err(MachineError::host(what))?;
     }
     Ok(())
-}
-
-fn host(what: &'static str) -> impl Fn(io::Error) -> MachineError {
-    move |source| MachineError::Host {
-        what: format!("cannot {what}"),
-        source,
-    }
 }
 
 /// Runs a command of QEMU's monitor for people. Its answer is for people, too.
@@ -120,7 +112,10 @@ impl Buffer {
         let text = told["human-readable-text"].as_str().unwrap_or_default();
         Self::read(text).ok_or_else(|| {
             let told = format!("{COMMAND} tells {text:.200?}, and not how full the buffer is");
-            host("find out about QEMU's buffer for translated code")(io::Error::new(io::ErrorKind::InvalidData, told))
+            MachineError::host("find out about QEMU's buffer for translated code")(io::Error::new(
+                io::ErrorKind::InvalidData,
+                told,
+            ))
         })
     }
 

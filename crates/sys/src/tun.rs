@@ -44,33 +44,20 @@ pub fn open_tap(name: &str, multi_queue: bool) -> io::Result<File> {
     attach(name, multi_queue, 0)
 }
 
-/// How a driver of virtio network devices sees packets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Framing {
-    /// Bytes in front of each packet (VIRTIO 1.2, section 5.1.6).
-    pub header: u32,
-    /// Whether packets may come without checksums, and TCP's in larger pieces than the link takes.
-    pub offload: bool,
-}
-
-/// Makes the end of a tap that [`open_tap`] has opened one that frames packets so, and whose reads do not block.
+/// Makes the end of a tap that [`open_tap`] has opened one for a driver of virtio network devices: `header` bytes stand in front of
+/// each packet (VIRTIO 1.2, section 5.1.6), and packets may come without checksums, and TCP's in larger pieces than the link takes.
+/// Reads do not block.
 ///
 /// # Errors
 /// What ioctl(2) or fcntl(2) failed with.
-pub fn frame(tap: &File, framing: Framing) -> io::Result<()> {
+pub fn frame(tap: &File, header: libc::c_int) -> io::Result<()> {
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
-    let header = libc::c_int::try_from(framing.header).map_err(|_| io::ErrorKind::InvalidInput)?;
     // SAFETY: reads one integer that lives through the call.
     if unsafe { libc::ioctl(tap.as_raw_fd(), SET_HEADER_SIZE, &raw const header) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    let offload = if framing.offload {
-        CHECKSUM | TCP4 | TCP6 | TCP_ECN
-    } else {
-        0
-    };
     // SAFETY: takes integers only.
-    if unsafe { libc::ioctl(tap.as_raw_fd(), SET_OFFLOAD, offload) } < 0 {
+    if unsafe { libc::ioctl(tap.as_raw_fd(), SET_OFFLOAD, CHECKSUM | TCP4 | TCP6 | TCP_ECN) } < 0 {
         return Err(io::Error::last_os_error());
     }
     let flags = OFlag::from_bits_retain(fcntl(tap, FcntlArg::F_GETFL)?);
