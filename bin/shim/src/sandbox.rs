@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use containerd_shim_protos::protobuf::MessageField;
@@ -21,6 +22,10 @@ use ttrpc::asynchronous::TtrpcContext;
 use crate::event::timestamp;
 use crate::task::{TaskService, whole};
 use crate::{metrics, pod, status};
+
+/// How long a client has to hear that the pod is shut down before the connection ends: containerd's takes the answer and the end, when
+/// it sees both at once, for either, and then the pod for one that cannot be removed (2.1, `ttrpc: closed`).
+const FAREWELL: Duration = Duration::from_millis(200);
 
 /// The service.
 pub struct SandboxService {
@@ -194,7 +199,11 @@ impl SandboxApi for SandboxService {
     ) -> ttrpc::Result<api::ShutdownSandboxResponse> {
         tracing::info!(id = request.sandbox_id, "shut the pod down");
         // Taken back by whoever is notified, before the process ends.
-        self.closing.notify_one();
+        let closing = self.closing.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(FAREWELL).await;
+            closing.notify_one();
+        });
         Ok(api::ShutdownSandboxResponse::new())
     }
 

@@ -30,7 +30,11 @@ use crate::rehearsal::rehearse;
 use crate::sandbox::Sandbox;
 
 /// What a recipe names as its maker. The number counts the ways in which templates were made.
-pub(crate) const BUILD: &str = concat!("kata ", env!("CARGO_PKG_VERSION"), ", 2: rehearsed");
+pub(crate) const BUILD: &str = concat!(
+    "kata ",
+    env!("CARGO_PKG_VERSION"),
+    ", 3: rehearsed, an image of the VMM"
+);
 
 /// What the program of [`Surroundings::maker`](crate::Surroundings::maker) is told; the plan comes as JSON on its stdin.
 pub const MAKER_ACTION: &str = "template";
