@@ -43,8 +43,8 @@ pub(crate) struct QemuMachine {
     process: Process,
     disks: Disks,
     room: Room,
-    /// Where it is debugged while it forgets its boot, if there is something to forget.
-    debugger: Option<PathBuf>,
+    /// It has translated its guest's boot.
+    has_translated: bool,
     /// Of threads that QEMU believes to have other ids: those, and the ones that they have.
     pub(crate) threads: Vec<(u32, u32)>,
 }
@@ -70,8 +70,7 @@ pub(crate) fn command_line(spec: &MachineSpec, start: Start<'_>) -> Result<Vec<S
 /// See [`MachineError`].
 pub(crate) async fn boot(spec: &MachineSpec, greeting_limit: Duration) -> Result<QemuMachine, MachineError> {
     let mut machine = start(spec, Start::Boot, None, greeting_limit).await?;
-    let translates = spec.accelerator == Accelerator::Tcg;
-    machine.debugger = translates.then(|| spec.run_dir.join("debugger.sock"));
+    machine.has_translated = spec.accelerator == Accelerator::Tcg;
     Ok(machine)
 }
 
@@ -221,7 +220,7 @@ impl QemuMachine {
             process,
             disks: Disks::default(),
             room: Room::of(spec),
-            debugger: None,
+            has_translated: false,
             threads: Vec::new(),
         }
     }
@@ -358,11 +357,11 @@ impl Machine for QemuMachine {
         self.room.resize(self, wish).await
     }
 
-    async fn forget_boot(&self) -> Result<u64, MachineError> {
-        match &self.debugger {
-            Some(socket) => translation::forget(self, socket).await,
-            None => Ok(0),
+    async fn forget_boot(&self, run_dir: &Path) -> Result<u64, MachineError> {
+        if !self.has_translated {
+            return Ok(0);
         }
+        translation::forget(self, &run_dir.join("debugger.sock")).await
     }
 
     async fn halt(&self, grace: Duration) {

@@ -17,6 +17,7 @@ use crate::error::SandboxError;
 use crate::expendable::{Expendable, ended, spare};
 use crate::fitting::{Fitter, Fitting};
 use crate::label::NextLabel;
+use crate::record::Home;
 use crate::recover;
 use crate::sandbox::{Sandbox, now_unix_nanos};
 use crate::serving::{Serving, end_with};
@@ -321,7 +322,7 @@ impl Sandbox {
             })
             .await;
         if let (Ok(Some(machine)), true) = (machine, self.config.qemu.reclaim_guest_freed_memory) {
-            tokio::spawn(forget_boot(machine));
+            tokio::spawn(forget_boot(machine, self.home.clone()));
         }
     }
 
@@ -358,10 +359,10 @@ pub(crate) fn may_be_templates(error: &SandboxError) -> bool {
 }
 
 /// Lets the machine forget its boot, when its pod has come to rest.
-async fn forget_boot(machine: Weak<dyn Machine>) {
+async fn forget_boot(machine: Weak<dyn Machine>, home: Home) {
     tokio::time::sleep(REST).await;
     let Some(machine) = machine.upgrade() else { return };
-    match machine.forget_boot().await {
+    match machine.forget_boot(home.path()).await {
         Ok(0) => {}
         Ok(bytes) => tracing::info!(mib = bytes >> 20, "the VMM has given back what it kept of the boot"),
         // It may have ended meanwhile.
