@@ -31,12 +31,12 @@ fn largest_made(areas: &[Mapping]) -> Vec<Range<u64>> {
     places.map(code).max_by_key(size).unwrap_or_default()
 }
 
-/// Has the process give the pages of `range` back to the kernel. It is to have no need of what is in them: it finds zeros.
+/// Has the process give the pages of `ranges` back to the kernel. It is to have no need of what is in them: it finds zeros.
 /// Its first thread is stopped meanwhile, and goes on; the thread that calls must be the process's parent, or may trace it.
 ///
 /// # Errors
 /// [`CheckpointError::Kernel`], [`CheckpointError::Astray`], [`CheckpointError::Unknown`]
-pub fn take_back(pid: u32, range: &Range<u64>) -> Result<(), CheckpointError> {
+pub fn take_back(pid: u32, ranges: &[Range<u64>]) -> Result<(), CheckpointError> {
     let process = Pid::from_raw(pid.cast_signed());
     let mut stopped = Stopped::default();
     stopped.stop_one(process)?;
@@ -45,14 +45,16 @@ pub fn take_back(pid: u32, range: &Range<u64>) -> Result<(), CheckpointError> {
     let vdso = areas.iter().find(|mapping| mapping.name == VDSO);
     let place = call_place(process, &memory, vdso.map(|mapping| mapping.start..mapping.end))?;
     let before = Registers::of(process)?;
-    let call = Call::new(
-        "give memory back",
-        libc::SYS_madvise,
-        [range.start, range.end - range.start, libc::MADV_DONTNEED as u64],
-    );
-    let answer = call_at(process, place, &before, &call);
+    let taken = ranges.iter().try_for_each(|range| {
+        let call = Call::new(
+            "give memory back",
+            libc::SYS_madvise,
+            [range.start, range.end - range.start, libc::MADV_DONTNEED as u64],
+        );
+        well(&call, call_at(process, place, &before, &call)?).map(drop)
+    });
     before.set(process)?;
-    well(&call, answer?).map(drop)
+    taken
 }
 
 #[cfg(test)]

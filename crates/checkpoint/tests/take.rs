@@ -57,7 +57,7 @@ fn what_is_taken_back_is_zeros_and_no_memory() {
     let begin = at.next_multiple_of(PAGE);
     let half = begin..begin + SIZE as u64 / 2;
     let before = dirty_kib(pid);
-    take_back(pid, &half).expect("taken");
+    take_back(pid, std::slice::from_ref(&half)).expect("taken");
     let after = dirty_kib(pid);
     assert!(after + (SIZE >> 10) as u64 / 2 <= before, "{before} KiB, then {after}");
     for _again in 0..2 {
@@ -67,12 +67,12 @@ fn what_is_taken_back_is_zeros_and_no_memory() {
 
     // A program that makes no code; a range that is none; a process that has ended.
     assert_eq!(made_code(pid).expect("its areas"), []);
-    let error = take_back(pid, &(1..2)).expect_err("not at a page");
+    let error = take_back(pid, std::slice::from_ref(&(1..2))).expect_err("not at a page");
     assert!(error.to_string().contains("give memory back (0x1, 0x1)"), "{error}");
     writeln!(to, "and now?").expect("it reads");
     assert_eq!(hear(), SIZE as u64 / 2);
     child.kill().expect("killed");
     child.wait().expect("waited");
-    let error = take_back(pid, &half).expect_err("it has ended");
+    let error = take_back(pid, std::slice::from_ref(&half)).expect_err("it has ended");
     assert!(matches!(error, CheckpointError::Kernel { .. }), "{error}");
 }

@@ -258,12 +258,11 @@ pub trait Machine: Send + Sync {
 
     /// Gives back to the host what the VMM keeps only because the guest has booted; what the guest does next takes longer,
     /// once. It stands still for some milliseconds. Answers how many bytes that were, 0 if there is nothing worth it.
-    /// `run_dir` is the machine's directory as it is now, in which a socket is made meanwhile.
+    /// `_run_dir` is the machine's directory as it is now, in which a socket is made meanwhile.
     ///
     /// # Errors
     /// See [`MachineError`]; the machine is no worse for it, unless it has ended.
-    async fn forget_boot(&self, run_dir: &Path) -> Result<u64, MachineError> {
-        let _ = run_dir;
+    async fn forget_boot(&self, _run_dir: &Path) -> Result<u64, MachineError> {
         Ok(0)
     }
 

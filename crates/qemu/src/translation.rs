@@ -76,16 +76,13 @@ fn take_back(machine: &QemuMachine) -> Result<(), MachineError> {
     if machine.exit().borrow().is_some() {
         return Err(MachineError::host(what)(io::ErrorKind::NotFound));
     }
-    let parts = kata_checkpoint::made_code(machine.pid()).map_err(MachineError::host(what))?;
-    let Some(begin) = parts.first().map(|part| part.start) else {
+    let mut parts = kata_checkpoint::made_code(machine.pid()).map_err(MachineError::host(what))?;
+    match parts.first_mut() {
+        Some(first) => first.start += WAY_IN,
         // A host that allows no such memory has it in two places.
-        return Err(MachineError::host(what)(io::ErrorKind::Unsupported));
-    };
-    for part in parts {
-        let start = part.start.max(begin + WAY_IN);
-        kata_checkpoint::take_back(machine.pid(), &(start..part.end)).map_err(MachineError::host(what))?;
+        None => return Err(MachineError::host(what)(io::ErrorKind::Unsupported)),
     }
-    Ok(())
+    kata_checkpoint::take_back(machine.pid(), &parts).map_err(MachineError::host(what))
 }
 
 /// Runs a command of QEMU's monitor for people. Its answer is for people, too.
