@@ -151,9 +151,54 @@ pub fn pss_kib(lab: &Lab, pid: u32) -> u64 {
     line.trim().trim_end_matches(" kB").parse().expect("a number of KiB")
 }
 
+/// Resident memory in KiB of those areas of a process that are `meant`, by their permissions (`rw-p`) and their file or name;
+/// `None` if there are none.
+///
+/// # Panics
+/// When the process has ended.
+#[track_caller]
+pub fn rss_kib(lab: &Lab, pid: u32, meant: impl Fn(&str, &str) -> bool) -> Option<u64> {
+    let path = lab.outside(format!("/proc/{pid}/smaps"));
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    sum_of_rss(&text, meant)
+}
+
+/// Of the text of `smaps` (proc(5)): a line with five words and a name for each area, and lines `Field: value` about it.
+fn sum_of_rss(text: &str, meant: impl Fn(&str, &str) -> bool) -> Option<u64> {
+    let (mut is_meant, mut sum) = (false, None);
+    for line in text.lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            ["Rss:", kib, "kB"] if is_meant => {
+                sum = Some(sum.unwrap_or(0) + kib.parse::<u64>().expect("a number of KiB"));
+            }
+            [field, ..] if field.ends_with(':') => {}
+            [_, permissions, _, _, _, ref name @ ..] => is_meant = meant(permissions, &name.join(" ")),
+            _ => {}
+        }
+    }
+    sum
+}
+
 #[cfg(test)]
 mod tests {
-    use super::names_word;
+    use super::{names_word, sum_of_rss};
+
+    #[test]
+    fn areas_are_chosen_by_permissions_and_name() {
+        let text = "7f00-7f10 rwxp 00000000 00:00 0 \n\
+                    Size:  40 kB\n\
+                    Rss:   12 kB\n\
+                    7f10-7f20 r--s 00000000 fe:00 77    /a dir/image.erofs (deleted)\n\
+                    Rss:   8 kB\n\
+                    VmFlags: rd sh\n\
+                    7f20-7f30 rwxp 00000000 00:00 0 \n\
+                    Rss:   4 kB\n";
+        assert_eq!(sum_of_rss(text, |permissions, _| permissions == "rwxp"), Some(16));
+        let name = "/a dir/image.erofs (deleted)";
+        assert_eq!(sum_of_rss(text, |_, its| its == name), Some(8));
+        assert_eq!(sum_of_rss(text, |_, its| its == "/other"), None);
+    }
 
     #[test]
     fn an_id_is_a_whole_word() {

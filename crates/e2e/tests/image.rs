@@ -30,10 +30,7 @@ fn configuration(more: &str) -> String {
 /// KiB of the image that the machine of `id` has mapped and the guest has used.
 fn used_kib(lab: &Lab, id: &str) -> Option<u64> {
     let vmm = pids::of_part(lab, id, Part::Vmm)[0];
-    let maps = fs::read_to_string(lab.outside(format!("/proc/{vmm}/smaps"))).expect("the VMM");
-    let (_, of_image) = maps.split_once("/image.erofs\n")?;
-    let line = of_image.lines().find_map(|line| line.strip_prefix("Rss:"))?;
-    line.trim().trim_end_matches(" kB").parse().ok()
+    pids::rss_kib(lab, vmm, |_, name| name.ends_with("/image.erofs"))
 }
 
 /// What the container `id` answers to a shell's words.

@@ -228,20 +228,21 @@ fn memory_that_the_guest_frees_goes_back_and_a_start_is_traced() {
     runtime.delete_force(id).ok();
 }
 
+#[test]
+fn files_of_the_host_are_read_in_large_pieces_once_a_pod_is_at_rest() {
+    let id = "reads-ahead";
+    let script = "cat /sys/class/bdi/*/read_ahead_kb
+        while ! grep -qx 512 /sys/class/bdi/*/read_ahead_kb; do sleep 0.1; done
+        echo at rest";
+    let bundle = Bundle::script(lab(), id, script);
+    let run = Runtime::new(Kind::Kata, lab()).run(&bundle, id);
+    run.run().ok().stdout("128\nat rest\n");
+}
+
 /// MiB of code that the VMM of a sandbox has made of the guest's.
 fn translated(id: &str) -> u64 {
     let vmm = pids::of_part(lab(), id, Part::Vmm)[0];
-    let maps = std::fs::read_to_string(lab().outside(format!("/proc/{vmm}/smaps"))).expect("the VMM");
-    let (mut is_code, mut kib) = (false, 0);
-    for line in maps.lines() {
-        let mut words = line.split_whitespace();
-        match (words.next(), words.next()) {
-            (Some("Rss:"), Some(number)) if is_code => kib += number.parse::<u64>().expect("a number"),
-            (Some(range), Some(flags)) if !range.ends_with(':') => is_code = flags == "rwxp",
-            _ => {}
-        }
-    }
-    kib / 1024
+    pids::rss_kib(lab(), vmm, |permissions, _| permissions == "rwxp").unwrap_or(0) / 1024
 }
 
 /// With one CPU that can become more, with two that run at once, and with the other kind of machine; and a pod that is told to keep

@@ -1,11 +1,7 @@
 //! The balloon device, by which the host gets back memory that the guest has used and does not need any more: at first what its
 //! boot has left behind, later what containers free.
 //!
-//! It is in nobody's way: its driver is loaded when the pod has been there for a while, so one that only runs something short
-//! does without. The kernel looks for free memory two seconds after that, and whenever more has become free.
-
-use std::sync::Arc;
-use std::time::Duration;
+//! The kernel looks for free memory two seconds after the driver has been loaded, and whenever more has become free.
 
 use crate::channel::has_device;
 use crate::pod::Pod;
@@ -13,22 +9,13 @@ use crate::pod::Pod;
 /// Its kind of virtio device (VIRTIO 1.2, section 5).
 const BALLOON: &str = "0x0005";
 
-/// How long after the set-up it begins.
-const REST: Duration = Duration::from_secs(3);
-
 /// The smallest free block that is reported, as a power of two of pages, and its value: half a MiB. The kernel's own, 2
 /// MiB, finds a third of what a boot has left (docs/memory.md). Kernels before 6.3 take it only when the driver is there.
 const ORDER: (&str, &str) = ("/sys/module/page_reporting/parameters/page_reporting_order", "7");
 
-/// Loads the driver, later. May be repeated.
-pub fn begin_soon(pod: &Arc<Pod>) {
-    // Of a driver that is built in, the first look is still to come.
+/// Has a driver that is built in, whose first look is still to come, look for small blocks, too.
+pub fn prepare() {
     let _ = set_order();
-    let pod = Arc::clone(pod);
-    tokio::spawn(async move {
-        tokio::time::sleep(REST).await;
-        begin(&pod);
-    });
 }
 
 /// Loads the driver, if there is a device.

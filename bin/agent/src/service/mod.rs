@@ -13,6 +13,7 @@ mod numbers;
 mod process;
 mod refusal;
 mod reset;
+mod rest;
 mod setup;
 mod tree;
 

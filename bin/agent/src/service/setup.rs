@@ -8,9 +8,9 @@ use kata_wire::proto::{SetupRequest, SetupResponse, Share};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 
-use super::balloon;
 use super::container::keep_namespaces;
 use super::refusal::Refusal;
+use super::rest;
 use crate::clock;
 use crate::pod::Pod;
 
@@ -32,9 +32,7 @@ pub fn setup(pod: &Arc<Pod>, request: &SetupRequest) -> Result<SetupResponse, Re
     for share in &request.shares {
         mount_share(pod, share)?;
     }
-    if request.balloon {
-        balloon::begin_soon(pod);
-    }
+    rest::begin_soon(pod, request.balloon);
     if let Some(network) = request.network.as_ref() {
         super::network::make(pod, network)?;
     }

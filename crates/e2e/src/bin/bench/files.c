@@ -8,7 +8,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { BLOCK = 1 << 20, BLOCKS = 64, PAGE = 4096, FILES = 300 };
+enum { BLOCK = 1 << 20, BLOCKS = 64, PAGE = 4096, SMALL_BLOCKS = 16 * BLOCK / PAGE, FILES = 300 };
 static char block[BLOCK];
 static const double random_s = 1.0;
 
@@ -46,6 +46,12 @@ static void sequential(int fd)
 	for (int i = 0; i < BLOCKS; i++)
 		must(read(fd, block, BLOCK) == BLOCK, "read");
 	printf("read %f\n", BLOCK / 1e6 * BLOCKS / (now() - begun));
+	forget(fd);
+	must(lseek(fd, 0, SEEK_SET) == 0, "lseek");
+	begun = now();
+	for (int i = 0; i < SMALL_BLOCKS; i++)
+		must(read(fd, block, PAGE) == PAGE, "small read");
+	printf("small-read %f\n", PAGE / 1e6 * SMALL_BLOCKS / (now() - begun));
 }
 
 static void anywhere(int fd, int writing)
