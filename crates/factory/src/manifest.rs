@@ -93,8 +93,5 @@ fn digest(file: &mut File) -> io::Result<String> {
     file.rewind()?;
     file.take(STATE_READ).read_to_end(&mut bytes)?;
     file.rewind()?;
-    Ok(Sha256::digest(&bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect())
+    Ok(format!("{:x}", Sha256::digest(&bytes)))
 }

@@ -85,21 +85,18 @@ impl Recipe {
                 add(&number.to_le_bytes());
             }
         }
-        digest
-            .finalize()
-            .iter()
-            .take(NAME_BYTES)
-            .map(|byte| format!("{byte:02x}"))
-            .collect()
+        let mut name = format!("{:x}", digest.finalize());
+        name.truncate(NAME_DIGITS);
+        name
     }
 }
 
-/// Bytes of the digest that are in a name.
-const NAME_BYTES: usize = 8;
+/// Hexadecimal digits of the digest that are in a name.
+const NAME_DIGITS: usize = 16;
 
 /// Whether [`Recipe::name`] could have answered this.
 pub(crate) fn is_name(text: &str) -> bool {
-    text.len() == 2 * NAME_BYTES && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    text.len() == NAME_DIGITS && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 #[cfg(test)]

@@ -27,6 +27,9 @@ const FRESH: &str = ".new-";
 
 const VERSION: u32 = 1;
 
+/// Hexadecimal digits of the digest that are in a directory's name: socket paths are short.
+const KEY_DIGITS: usize = 20;
+
 /// The directory of one sandbox.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Home(PathBuf);
@@ -34,9 +37,8 @@ pub struct Home(PathBuf);
 impl Home {
     /// The directory of the sandbox that its owner knows by `place` (an absolute path, which need not exist).
     pub fn of(place: &Path) -> Self {
-        let digest = Sha256::digest(place.as_os_str().as_encoded_bytes());
-        let key: String = digest.iter().take(10).map(|byte| format!("{byte:02x}")).collect();
-        Self(Path::new(RUN_ROOT).join(key))
+        let digest = format!("{:x}", Sha256::digest(place.as_os_str().as_encoded_bytes()));
+        Self(Path::new(RUN_ROOT).join(&digest[..KEY_DIGITS]))
     }
 
     /// A directory given as it is (what [`Self::path`] has told another process).

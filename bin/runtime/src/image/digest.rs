@@ -35,7 +35,7 @@ impl Digest {
 
     /// The digest in lower-case hexadecimal.
     pub fn hex(self) -> String {
-        self.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        format!("{:x}", self.0.finalize())
     }
 
     /// The digest of `bytes`.

@@ -37,6 +37,8 @@ pub const CLI_EXEC: Cost = Cost {
     wall: "exec true, wall",
     cpu: "exec true, CPU",
 };
+/// Cold starts in each round, each beside the floor: the machine's speed changes by half within a minute.
+const COLD_STARTS: u32 = 3;
 /// The memory of an idle pod, MiB.
 pub const POD_PSS: &str = "pod, PSS";
 
@@ -45,24 +47,28 @@ pub fn measure(flags: &Flags, samples: &mut Samples) {
     let containerd = Containerd::start(&lab);
     let floor = flags.kinds.contains(&Kind::Kata).then(|| floor::command(&lab));
     for kind in &flags.kinds {
-        cold(&containerd, *kind, "warm-up", &mut Samples::default());
+        run_once(&containerd, *kind, "warm-up", CTR_RUN, &mut Samples::default());
     }
     for round in 1..=flags.rounds {
+        for turn in 1..=COLD_STARTS {
+            eprintln!("round {round} of {}: cold start {turn}", flags.rounds);
+            if let Some(floor) = &floor {
+                samples.time(&lab, Kind::Kata, floor::COST, || floor.run().ok());
+            }
+            for kind in &flags.kinds {
+                run_once(&containerd, *kind, &format!("bench-{round}-{turn}"), CTR_RUN, samples);
+            }
+        }
         for kind in &flags.kinds {
             eprintln!("round {round} of {}: {kind:?}", flags.rounds);
-            cold(&containerd, *kind, &format!("bench-{round}"), samples);
+            run_by_command_line(&lab, *kind, &format!("bench-{round}"), samples);
             warm(&containerd, *kind, &format!("pod-{round}"), samples);
-        }
-        if let Some(floor) = &floor {
-            samples.time(&lab, Kind::Kata, floor::COST, || floor.run().ok());
         }
     }
 }
 
-/// Containers that only start and end.
-fn cold(containerd: &Containerd, kind: Kind, id: &str, samples: &mut Samples) {
-    let lab = containerd.lab();
-    run_once(containerd, kind, id, CTR_RUN, samples);
+/// A container that only starts and ends, without a daemon.
+fn run_by_command_line(lab: &Lab, kind: Kind, id: &str, samples: &mut Samples) {
     let bundle = Bundle::args(lab, &format!("{id}-cli-{kind:?}"), &["true"]);
     let cli = format!("{id}-cli");
     let run = Runtime::new(kind, lab).run(&bundle, &cli);
