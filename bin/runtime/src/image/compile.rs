@@ -45,7 +45,7 @@ pub enum CompileError {
 }
 
 /// What compiles a kernel, and the package that brings it.
-const TOOLS: [(&str, &str); 12] = [
+const TOOLS: [(&str, &str); 13] = [
     ("make", "make"),
     ("gcc", "gcc"),
     ("ld", "binutils"),
@@ -58,6 +58,7 @@ const TOOLS: [(&str, &str); 12] = [
     ("tar", "tar"),
     ("xz", "xz-utils"),
     ("setpriv", "util-linux"),
+    ("unshare", "util-linux"),
 ];
 /// A header that its own tools need, and the package that brings it.
 const HEADER: (&str, &str) = ("gelf.h", "libelf-dev");
@@ -174,10 +175,17 @@ fn configure(tree: &Path, place: &Path, demands: &Demands) -> Result<String, Com
     Ok(config)
 }
 
-/// Runs `make` for the tree, with results in `place`. It ends with this process, and its children with it.
+/// Runs `make` for the tree, with results in `place`, as the first process of a namespace: with this process, or when its time
+/// is over, everything ends that it has started.
 fn make(tree: &Path, place: &Path, limit: Duration, arguments: &[impl AsRef<OsStr>]) -> Result<Vec<u8>, CommandError> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut all: Vec<OsString> = ["--pdeathsig", "TERM", "env", "-i", "LC_ALL=C"].map(Into::into).into();
+    let mut all: Vec<OsString> = ["--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child=KILL"]
+        .map(Into::into)
+        .into();
+    if !nix::unistd::geteuid().is_root() {
+        all.extend(["--user", "--map-current-user"].map(Into::into));
+    }
+    all.extend(["env", "-i", "LC_ALL=C"].map(Into::into));
     all.push(OsString::from_iter([OsStr::new("PATH="), &path]));
     all.extend(["make", "-s", "-C"].map(Into::into));
     all.push(tree.into());
