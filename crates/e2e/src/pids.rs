@@ -163,6 +163,16 @@ pub fn rss_kib(lab: &Lab, pid: u32, meant: impl Fn(&str, &str) -> bool) -> Optio
     sum_of_rss(&text, meant)
 }
 
+/// Code in MiB that the VMM of a sandbox, which emulates, has made of its guest's.
+///
+/// # Panics
+/// When the sandbox has no VMM.
+#[track_caller]
+pub fn translated_mib(lab: &Lab, id: &str) -> u64 {
+    let vmm = of_part(lab, id, Part::Vmm)[0];
+    rss_kib(lab, vmm, |permissions, _| permissions == "rwxp").unwrap_or(0) / 1024
+}
+
 /// Of the text of `smaps` (proc(5)): a line with five words and a name for each area, and lines `Field: value` about it.
 fn sum_of_rss(text: &str, meant: impl Fn(&str, &str) -> bool) -> Option<u64> {
     let (mut is_meant, mut sum) = (false, None);

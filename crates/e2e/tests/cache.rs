@@ -167,6 +167,10 @@ fn a_pod_takes_a_machine_that_waits() {
         "it has grown: {total} KiB"
     );
 
+    wait::until("its boot is forgotten", Duration::from_secs(60), || {
+        pids::translated_mib(lab, "pod") < 30
+    });
+
     // Another follows, and containerd takes it in the same way.
     let second = await_full(lab, 1);
     assert_ne!(first, second);

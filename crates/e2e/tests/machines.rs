@@ -239,12 +239,6 @@ fn files_of_the_host_are_read_in_large_pieces_once_a_pod_is_at_rest() {
     run.run().ok().stdout("128\nat rest\n");
 }
 
-/// MiB of code that the VMM of a sandbox has made of the guest's.
-fn translated(id: &str) -> u64 {
-    let vmm = pids::of_part(lab(), id, Part::Vmm)[0];
-    pids::rss_kib(lab(), vmm, |permissions, _| permissions == "rwxp").unwrap_or(0) / 1024
-}
-
 /// With one CPU that can become more, with two that run at once, and with the other kind of machine; and a pod that is told to keep
 /// it has it still when the others have forgotten.
 #[test]
@@ -257,7 +251,7 @@ fn what_was_translated_of_the_boot_is_forgotten() {
             .create_with(&bundle, id, &format!("[hypervisor.qemu]\n{configuration}\n"))
             .ok();
         runtime.start(id).ok();
-        let full = translated(id);
+        let full = pids::translated_mib(lab(), id);
         assert!(full > 30, "{id} has {full} MiB of translated code after its boot");
         full
     };
@@ -273,7 +267,7 @@ fn what_was_translated_of_the_boot_is_forgotten() {
     ];
     for (id, full) in machines.map(|(id, configuration)| (id, begin(id, configuration))) {
         wait::until("the boot is forgotten", Duration::from_secs(60), || {
-            translated(id) + 25 < full
+            pids::translated_mib(lab(), id) + 25 < full
         });
         let before = counted(id);
         wait::until("the container goes on", Duration::from_secs(20), || {
@@ -281,7 +275,10 @@ fn what_was_translated_of_the_boot_is_forgotten() {
         });
         runtime.delete_force(id).ok();
     }
-    assert!(translated("keeps") >= kept, "a pod that is to keep it has forgotten");
+    assert!(
+        pids::translated_mib(lab(), "keeps") >= kept,
+        "a pod that is to keep it has forgotten"
+    );
     runtime.delete_force("keeps").ok();
 }
 
