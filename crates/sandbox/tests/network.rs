@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kata_bundle::Bundle;
 use kata_config::{Config, Internetworking, SharedFs};
@@ -111,16 +112,12 @@ fn add_link(name: &str) {
 
 /// Runs a test on a thread with its own mount namespace and its own small runtime; the sandbox takes it elsewhere.
 fn in_thread<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send) {
-    std::thread::scope(|scope| {
-        let ran = scope.spawn(|| {
-            kata_storage::namespace::enter().expect("these tests need root");
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.expect("runtime").block_on(test());
-        });
-        if let Err(panic) = ran.join() {
-            std::panic::resume_unwind(panic);
-        }
-    });
+    let enter = || {
+        kata_storage::namespace::enter()
+            .map(drop)
+            .expect("these tests need root")
+    };
+    kata_testkit::thread::run(Duration::from_secs(30), enter, test);
 }
 
 #[test]

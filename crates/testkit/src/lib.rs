@@ -1,5 +1,6 @@
-//! Fakes that speak the real protocols, for tests. Nothing here is part of the product.
+//! Fakes that speak the real protocols, and what tests of several crates do alike. Nothing here is part of the product.
 
 pub mod agent;
 pub mod machine;
 pub mod qmp;
+pub mod thread;

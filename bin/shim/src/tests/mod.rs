@@ -347,22 +347,9 @@ static ORIGIN: OnceLock<Arc<Origin>> = OnceLock::new();
 
 /// Runs a test on a thread with its own mount namespace and its own small runtime.
 pub fn run<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send) {
-    std::thread::scope(|scope| {
-        let ran = scope.spawn(|| {
-            ORIGIN.get_or_init(|| Arc::new(Origin::here().expect("namespaces")));
-            namespace::enter().expect("these tests need root");
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .expect("runtime");
-            runtime.block_on(async {
-                tokio::time::timeout(Duration::from_secs(60), test())
-                    .await
-                    .expect("the test hangs");
-            });
-        });
-        if let Err(panic) = ran.join() {
-            std::panic::resume_unwind(panic);
-        }
-    });
+    let enter = || {
+        ORIGIN.get_or_init(|| Arc::new(Origin::here().expect("namespaces")));
+        namespace::enter().expect("these tests need root");
+    };
+    kata_testkit::thread::run(Duration::from_secs(60), enter, test);
 }

@@ -244,23 +244,8 @@ pub fn exec(id: &str) -> Process {
 
 /// Runs a test on a thread with its own mount and network namespaces and its own small runtime.
 pub fn run<F: Future<Output = ()>>(test: impl FnOnce() -> F + Send) {
-    std::thread::scope(|scope| {
-        let ran = scope.spawn(|| {
-            namespace::enter().expect("these tests need root");
-            let runtime = tokio::runtime::Builder::new_current_thread()
-                .enable_all()
-                .build()
-                .expect("runtime");
-            runtime.block_on(async {
-                tokio::time::timeout(Duration::from_secs(30), test())
-                    .await
-                    .expect("the test hangs");
-            });
-        });
-        if let Err(panic) = ran.join() {
-            std::panic::resume_unwind(panic);
-        }
-    });
+    let enter = || namespace::enter().map(drop).expect("these tests need root");
+    kata_testkit::thread::run(Duration::from_secs(30), enter, test);
 }
 
 pub fn process_json() -> kata_bundle::oci::Process {
