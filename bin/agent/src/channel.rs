@@ -95,6 +95,9 @@ fn open_port(path: &Path) -> io::Result<OwnedFd> {
 /// A port whose host end nobody has opened reports a hang-up and reads as ended. Each change of that is an edge. The
 /// runtime takes a hang-up for final, so an epoll instance of our own waits for the edges, and the runtime for that.
 async fn wait_for_host(port: OwnedFd) -> io::Result<Descriptor> {
+    if has_host(&port)? {
+        return Descriptor::new(port);
+    }
     let edges = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     let interest = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLET;
     edges.add(&port, EpollEvent::new(interest, 0))?;
@@ -117,6 +120,10 @@ fn has_host(port: &OwnedFd) -> io::Result<bool> {
 }
 
 async fn find_port() -> anyhow::Result<Option<PathBuf>> {
+    // Mostly it is there: no listener needs to be made.
+    if let Some(port) = port() {
+        return Ok(Some(port));
+    }
     // Listening begins before looking, so that nothing falls between.
     let events = Uevents::listen().context("listen to the kernel's events")?;
     if let Ok(found) = timeout(DEVICE_LIMIT, next_port(&events)).await {
@@ -133,11 +140,16 @@ async fn find_port() -> anyhow::Result<Option<PathBuf>> {
 
 async fn next_port(events: &Uevents) -> anyhow::Result<PathBuf> {
     loop {
-        if let Some(port) = named_port(Path::new(PORTS), names::CHANNEL_PORT) {
-            return Ok(Path::new("/dev").join(port));
+        if let Some(port) = port() {
+            return Ok(port);
         }
         events.next().await?;
     }
+}
+
+fn port() -> Option<PathBuf> {
+    let port = named_port(Path::new(PORTS), names::CHANNEL_PORT)?;
+    Some(Path::new("/dev").join(port))
 }
 
 /// The directory below `ports` whose `name` is `name`.
