@@ -48,7 +48,7 @@ fn live(boot: Arc<clock::Boot>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let pod = Arc::new(pod::Pod::new(modules, boot));
-        tokio::spawn(reaper::run(Arc::clone(&pod), reaper::listen()?));
+        tokio::spawn(reaper::run(Arc::clone(&pod), reaper::Ends::listen()?));
         server::run(pod).await
     })
 }
