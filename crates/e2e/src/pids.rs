@@ -142,13 +142,30 @@ pub fn kill_part(lab: &Lab, id: &str, part: Part) {
 /// When the process has ended.
 #[track_caller]
 pub fn pss_kib(lab: &Lab, pid: u32) -> u64 {
-    let path = lab.outside(format!("/proc/{pid}/smaps_rollup"));
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix("Pss:"))
-        .expect("a Pss line");
+    field_kib(lab, pid, "smaps_rollup", "Pss:")
+}
+
+/// Shared memory (of a memfd or tmpfs) in KiB that a process has mapped and used: of a VMM, its guest's.
+///
+/// # Panics
+/// When the process has ended.
+#[track_caller]
+pub fn shared_kib(lab: &Lab, pid: u32) -> u64 {
+    field_kib(lab, pid, "status", "RssShmem:")
+}
+
+#[track_caller]
+fn field_kib(lab: &Lab, pid: u32, file: &str, field: &str) -> u64 {
+    let text = about(lab, pid, file);
+    let line = text.lines().find_map(|line| line.strip_prefix(field)).expect(field);
     line.trim().trim_end_matches(" kB").parse().expect("a number of KiB")
+}
+
+/// What the kernel says of a process in one of its files.
+#[track_caller]
+fn about(lab: &Lab, pid: u32, file: &str) -> String {
+    let path = lab.outside(format!("/proc/{pid}/{file}"));
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 /// Resident memory in KiB of those areas of a process that are `meant`, by their permissions (`rw-p`) and their file or name;
@@ -158,9 +175,7 @@ pub fn pss_kib(lab: &Lab, pid: u32) -> u64 {
 /// When the process has ended.
 #[track_caller]
 pub fn rss_kib(lab: &Lab, pid: u32, meant: impl Fn(&str, &str) -> bool) -> Option<u64> {
-    let path = lab.outside(format!("/proc/{pid}/smaps"));
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    sum_of_rss(&text, meant)
+    sum_of_rss(&about(lab, pid, "smaps"), meant)
 }
 
 /// Code in MiB that the VMM of a sandbox, which emulates, has made of its guest's.

@@ -182,12 +182,7 @@ fn a_microvm() {
 /// MiB of its guest's memory that a machine holds.
 fn held(id: &str) -> u64 {
     let vmm = pids::of_part(lab(), id, Part::Vmm)[0];
-    let status = std::fs::read_to_string(lab().outside(format!("/proc/{vmm}/status"))).expect("the VMM");
-    let shared = status
-        .lines()
-        .find_map(|line| line.strip_prefix("RssShmem:"))
-        .expect("RssShmem");
-    shared.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") / 1024
+    pids::shared_kib(lab(), vmm) / 1024
 }
 
 #[test]

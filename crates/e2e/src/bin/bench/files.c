@@ -33,6 +33,17 @@ static void forget(int fd)
 	must(posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED) == 0, "fadvise");
 }
 
+/* Reads the file from its beginning; nothing of it is in this kernel's cache before. */
+static void in_sequence(int fd, int size, int count, const char *name)
+{
+	forget(fd);
+	must(lseek(fd, 0, SEEK_SET) == 0, "lseek");
+	double begun = now();
+	for (int i = 0; i < count; i++)
+		must(read(fd, block, size) == size, name);
+	printf("%s %f\n", name, size / 1e6 * count / (now() - begun));
+}
+
 static void sequential(int fd)
 {
 	double begun = now();
@@ -40,18 +51,8 @@ static void sequential(int fd)
 		must(write(fd, block, BLOCK) == BLOCK, "write");
 	must(fsync(fd) == 0, "fsync");
 	printf("write %f\n", BLOCK / 1e6 * BLOCKS / (now() - begun));
-	forget(fd);
-	must(lseek(fd, 0, SEEK_SET) == 0, "lseek");
-	begun = now();
-	for (int i = 0; i < BLOCKS; i++)
-		must(read(fd, block, BLOCK) == BLOCK, "read");
-	printf("read %f\n", BLOCK / 1e6 * BLOCKS / (now() - begun));
-	forget(fd);
-	must(lseek(fd, 0, SEEK_SET) == 0, "lseek");
-	begun = now();
-	for (int i = 0; i < SMALL_BLOCKS; i++)
-		must(read(fd, block, PAGE) == PAGE, "small read");
-	printf("small-read %f\n", PAGE / 1e6 * SMALL_BLOCKS / (now() - begun));
+	in_sequence(fd, BLOCK, BLOCKS, "read");
+	in_sequence(fd, PAGE, SMALL_BLOCKS, "small-read");
 }
 
 static void anywhere(int fd, int writing)
