@@ -7,7 +7,7 @@ use kata_wire::proto;
 use kata_wire::stream::{CONNECTED, Family, Header, HeaderError, Kind};
 use tokio::io::AsyncReadExt;
 use ttrpc::Code;
-use ttrpc::context::{self, Context};
+use ttrpc::context::Context;
 
 /// A process in the guest: the init of a container if `exec` is empty.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -81,11 +81,12 @@ pub struct Agent {
 /// One request with the usual bound, and its error as an [`AgentError`].
 macro_rules! ask {
     ($self:ident . $method:ident ( $request:expr )) => {
-        $self
-            .client
-            .$method(bounded(LIMIT), &$request)
-            .await
-            .map_err(|error| from_ttrpc(error, stringify!($method), LIMIT))
+        within(
+            LIMIT,
+            stringify!($method),
+            $self.client.$method(Context::default(), &$request),
+        )
+        .await
     };
 }
 
@@ -166,7 +167,7 @@ impl Agent {
         let request = process_ref(process);
         tokio::select! {
             answer = self.client.wait(Context::default(), &request) => {
-                answer.map_err(|error| from_ttrpc(error, "wait", Duration::MAX))
+                answer.map_err(from_ttrpc)
             }
             () = self.opener.closed() => Err(AgentError::Lost),
         }
@@ -265,7 +266,8 @@ impl Agent {
 
     /// Asks the guest to power off. It may be gone before it answers, so there is nothing to learn from the answer.
     pub async fn shut_down(&self, limit: Duration) {
-        let _ = self.client.shutdown(bounded(limit), &proto::Empty::new()).await;
+        let nothing = proto::Empty::new();
+        let _ = within(limit, "shutdown", self.client.shutdown(Context::default(), &nothing)).await;
     }
 
     /// Opens one stdio stream of a process. May come before the process itself is asked for.
@@ -340,11 +342,20 @@ fn process_ref(process: &Process) -> proto::ProcessRef {
     }
 }
 
-fn bounded(limit: Duration) -> Context {
-    context::with_timeout(i64::try_from(limit.as_nanos()).unwrap_or(i64::MAX))
+/// The answer to a request, if it comes in time: that of the host. A limit in the request would be measured by the guest,
+/// whose clock may be wrong.
+async fn within<T>(
+    limit: Duration,
+    request: &'static str,
+    answer: impl Future<Output = ttrpc::Result<T>>,
+) -> Result<T, AgentError> {
+    match tokio::time::timeout(limit, answer).await {
+        Ok(answer) => answer.map_err(from_ttrpc),
+        Err(_) => Err(AgentError::Silent { request, limit }),
+    }
 }
 
-fn from_ttrpc(error: ttrpc::Error, request: &'static str, limit: Duration) -> AgentError {
+fn from_ttrpc(error: ttrpc::Error) -> AgentError {
     let ttrpc::Error::RpcStatus(status) = error else {
         return AgentError::Lost;
     };
@@ -355,7 +366,6 @@ fn from_ttrpc(error: ttrpc::Error, request: &'static str, limit: Duration) -> Ag
         Code::ALREADY_EXISTS => AgentError::AlreadyExists(message),
         Code::FAILED_PRECONDITION => AgentError::WrongState(message),
         Code::INVALID_ARGUMENT => AgentError::Invalid(message),
-        Code::DEADLINE_EXCEEDED => AgentError::Silent { request, limit },
         _ => AgentError::Failed(message),
     }
 }
@@ -367,4 +377,27 @@ fn bounded_text(text: String) -> String {
         .take(MOST)
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_request_without_an_answer_is_named_with_its_limit() {
+        let never = std::future::pending::<ttrpc::Result<()>>();
+        let error = within(Duration::from_millis(1), "update", never)
+            .await
+            .expect_err("no answer");
+        assert_eq!(error.to_string(), "the guest's agent did not answer update within 1ms");
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_told_from_the_end_of_the_channel() {
+        let refused = ttrpc::Error::RpcStatus(ttrpc::get_status(Code::NOT_FOUND, "no c\n"));
+        let error = within(LIMIT, "update", async { Err::<(), _>(refused) }).await;
+        assert!(matches!(error, Err(AgentError::NotFound(text)) if text == "no c "));
+        let error = within(LIMIT, "update", async { Err::<(), _>(ttrpc::Error::RemoteClosed) }).await;
+        assert!(matches!(error, Err(AgentError::Lost)));
+    }
 }

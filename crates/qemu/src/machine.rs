@@ -56,7 +56,7 @@ pub(crate) struct QemuMachine {
 pub(crate) fn command_line(spec: &MachineSpec, start: Start<'_>) -> Result<Vec<String>, MachineError> {
     // It does not change while this process runs, and takes 10 ms to find out.
     static TSC_KHZ: OnceLock<Option<u32>> = OnceLock::new();
-    let tsc_khz = if render::needs_tsc_frequency(spec) {
+    let tsc_khz = if render::needs_tsc_frequency(spec, start) {
         *TSC_KHZ.get_or_init(tsc::frequency_khz)
     } else {
         None

@@ -46,8 +46,8 @@ pub(crate) enum Start<'a> {
 }
 
 /// Whether [`command_line`] wants to know how fast the host's time stamp counter counts.
-pub(crate) fn needs_tsc_frequency(spec: &MachineSpec) -> bool {
-    Board::parse(&spec.machine_type).is_ok_and(|board| board.needs_tsc_frequency(spec.accelerator))
+pub(crate) fn needs_tsc_frequency(spec: &MachineSpec, start: Start<'_>) -> bool {
+    start != Start::Restore && Board::needs_tsc_frequency(spec.accelerator)
 }
 
 /// Program and arguments. `tsc_khz` is used if [`needs_tsc_frequency`] says so.
@@ -233,7 +233,7 @@ fn kernel_parameters(
         .into_iter()
         .map(str::to_owned)
         .collect();
-    if board.needs_tsc_frequency(spec.accelerator) {
+    if Board::needs_tsc_frequency(spec.accelerator) {
         // Without a number the kernel tries by itself.
         parameters.extend(tsc_khz.map(|khz| format!("tsc_early_khz={khz}")));
     }

@@ -31,7 +31,12 @@ pub enum ElfError {
 const MACHINE_X86_64: u16 = 62;
 const SEGMENT_INTERPRETER: u32 = 3;
 const SEGMENT_NOTE: u32 = 4;
-const SECTION_NO_BITS: u32 = 8;
+/// Type of a section that is a free row of the table.
+pub const SECTION_NULL: u32 = 0;
+/// Type of a section of relocations with addends.
+pub const SECTION_RELOCATIONS: u32 = 4;
+/// Type of a section without bytes in the file.
+pub const SECTION_NO_BITS: u32 = 8;
 /// Type of the note "physical 32-bit entry point", and the name of its owner.
 const NOTE_PVH_ENTRY: u32 = 18;
 const NOTE_OWNER: &[u8] = b"Xen\0";
@@ -49,10 +54,20 @@ struct Segment {
 }
 
 /// One row of the section header table.
-struct Section {
-    name: usize,
-    kind: u32,
-    range: Range<usize>,
+#[derive(Clone, Debug)]
+pub struct Section<'a> {
+    /// Empty where the file has no names.
+    pub name: &'a str,
+    /// `sh_type`
+    pub kind: u32,
+    /// Where its bytes lie in the file; not checked for those that have none.
+    pub range: Range<usize>,
+    /// `sh_link`: of relocations, the row of their symbols; of symbols, the row of their names.
+    pub link: usize,
+    /// `sh_info`: of relocations, the row of what they change.
+    pub info: usize,
+    /// `sh_addralign`, at least 1.
+    pub alignment: usize,
 }
 
 impl<'a> Elf<'a> {
@@ -148,19 +163,9 @@ impl<'a> Elf<'a> {
     }
 
     fn section(&self, wanted: &str) -> Result<Option<Range<usize>>, ElfError> {
-        let sections = self.sections()?;
-        let (_, names) = self.section_table()?;
-        let Some(names) = sections.get(names) else {
-            return Ok(None);
-        };
-        let names = self.slice(names.range.clone(), "the section names")?;
+        let mut sections = self.sections()?.into_iter();
         Ok(sections
-            .into_iter()
-            .find(|section| {
-                let name = names.get(section.name..).unwrap_or_default();
-                name.strip_prefix(wanted.as_bytes())
-                    .is_some_and(|rest| rest.first() == Some(&0))
-            })
+            .find(|section| section.name == wanted)
             .map(|section| section.range))
     }
 
@@ -179,24 +184,43 @@ impl<'a> Elf<'a> {
             .collect()
     }
 
-    fn sections(&self) -> Result<Vec<Section>, ElfError> {
+    /// The rows of the section header table.
+    ///
+    /// # Errors
+    /// [`ElfError::Truncated`]
+    pub fn sections(&self) -> Result<Vec<Section<'a>>, ElfError> {
         const WHAT: &str = "the section header table";
         let (start, size, count) = (self.place(40, WHAT)?, self.u16(58, WHAT)?, self.u16(60, WHAT)?);
-        (0..usize::from(count))
-            .map(|index| {
-                let row = self.row(start, index, usize::from(size), WHAT)?;
-                let (offset, length) = (self.place(row + 24, WHAT)?, self.place(row + 32, WHAT)?);
-                Ok(Section {
-                    name: self.u32(row, WHAT)? as usize,
-                    kind: self.u32(row + 4, WHAT)?,
-                    range: span(offset, length, "a section")?,
-                })
-            })
-            .collect()
+        let mut names = Vec::new();
+        let mut sections = Vec::new();
+        for index in 0..usize::from(count) {
+            let row = self.row(start, index, usize::from(size), WHAT)?;
+            let (offset, length) = (self.place(row + 24, WHAT)?, self.place(row + 32, WHAT)?);
+            names.push(self.u32(row, WHAT)? as usize);
+            sections.push(Section {
+                name: "",
+                kind: self.u32(row + 4, WHAT)?,
+                range: span(offset, length, "a section")?,
+                link: self.u32(row + 40, WHAT)? as usize,
+                info: self.u32(row + 44, WHAT)? as usize,
+                alignment: self.place(row + 48, WHAT)?.max(1),
+            });
+        }
+        let (_, holder) = self.section_table()?;
+        if let Some(holder) = sections.get(holder) {
+            let texts = self.slice(holder.range.clone(), "the section names")?;
+            for (section, at) in sections.iter_mut().zip(names) {
+                section.name = text(texts, at);
+            }
+        }
+        Ok(sections)
     }
 
     /// Where the section header table lies, and which of its rows holds the names.
-    fn section_table(&self) -> Result<(Range<usize>, usize), ElfError> {
+    ///
+    /// # Errors
+    /// [`ElfError::Truncated`]
+    pub fn section_table(&self) -> Result<(Range<usize>, usize), ElfError> {
         const WHAT: &str = "the section header table";
         let (size, count) = (usize::from(self.u16(58, WHAT)?), usize::from(self.u16(60, WHAT)?));
         Ok((
@@ -211,7 +235,11 @@ impl<'a> Elf<'a> {
         Ok(row)
     }
 
-    fn slice(&self, range: Range<usize>, what: &'static str) -> Result<&'a [u8], ElfError> {
+    /// The bytes in `range`.
+    ///
+    /// # Errors
+    /// [`ElfError::Truncated`], which calls them `what`.
+    pub fn slice(&self, range: Range<usize>, what: &'static str) -> Result<&'a [u8], ElfError> {
         self.bytes.get(range).ok_or(ElfError::Truncated { what })
     }
 
@@ -239,6 +267,13 @@ fn span(start: usize, length: usize, what: &'static str) -> Result<Range<usize>,
     Ok(start..end)
 }
 
+/// The text in `table` that begins at `at` and ends with a zero byte; empty where there is none.
+pub fn text(table: &[u8], at: usize) -> &str {
+    let rest = table.get(at..).unwrap_or_default();
+    let end = rest.iter().position(|byte| *byte == 0).unwrap_or_default();
+    std::str::from_utf8(&rest[..end]).unwrap_or_default()
+}
+
 /// Owner and type of each note in a note segment.
 fn notes(mut rest: &[u8]) -> Result<impl Iterator<Item = (&[u8], u32)>, ElfError> {
     const WHAT: &str = "a note";
@@ -263,10 +298,19 @@ fn notes(mut rest: &[u8]) -> Result<impl Iterator<Item = (&[u8], u32)>, ElfError
 pub mod tests {
     use super::*;
 
+    /// A section to be made: its name, type, link and info, and its bytes.
+    pub type Made<'a> = (&'a str, u32, u32, u32, &'a [u8]);
+
     /// A small ELF file: its segments as (type, bytes) and its sections as (name, bytes).
     pub fn synthetic(segments: &[(u32, &[u8])], sections: &[(&str, &[u8])]) -> Vec<u8> {
+        let sections: Vec<Made<'_>> = sections.iter().map(|(name, bytes)| (*name, 1, 0, 0, *bytes)).collect();
+        made(segments, &sections)
+    }
+
+    /// A small ELF file whose sections have rows 1 and up, their names the last row.
+    pub fn made(segments: &[(u32, &[u8])], sections: &[Made<'_>]) -> Vec<u8> {
         let mut names = vec![0u8];
-        let mut rows = vec![(0u32, 0u32, 0u64, 0u64)];
+        let mut rows = vec![(0u32, 0u32, 0u64, 0u64, 0u32, 0u32)];
         let mut data = Vec::new();
         let start = 64 + 56 * segments.len();
         let mut headers = Vec::new();
@@ -274,13 +318,14 @@ pub mod tests {
             headers.push((*kind, (start + data.len()) as u64, bytes.len() as u64));
             data.extend_from_slice(bytes);
         }
-        for (name, bytes) in sections {
-            rows.push((names.len() as u32, 1, (start + data.len()) as u64, bytes.len() as u64));
+        for (name, kind, link, info, bytes) in sections {
+            let place = (start + data.len()) as u64;
+            rows.push((names.len() as u32, *kind, place, bytes.len() as u64, *link, *info));
             names.extend_from_slice(name.as_bytes());
             names.push(0);
             data.extend_from_slice(bytes);
         }
-        rows.push((0, 3, (start + data.len()) as u64, names.len() as u64));
+        rows.push((0, 3, (start + data.len()) as u64, names.len() as u64, 0, 0));
         data.extend_from_slice(&names);
         let mut out = b"\x7fELF\x02\x01\x01".to_vec();
         out.resize(16, 0);
@@ -310,13 +355,15 @@ pub mod tests {
             out.resize(row + 56, 0);
         }
         out.extend_from_slice(&data);
-        for (name, kind, offset, size) in rows {
+        for (name, kind, offset, size, link, info) in rows {
             let row = out.len();
             out.extend_from_slice(&name.to_le_bytes());
             out.extend_from_slice(&kind.to_le_bytes());
             out.resize(row + 24, 0);
             out.extend_from_slice(&offset.to_le_bytes());
             out.extend_from_slice(&size.to_le_bytes());
+            out.extend_from_slice(&link.to_le_bytes());
+            out.extend_from_slice(&info.to_le_bytes());
             out.resize(row + 64, 0);
         }
         out

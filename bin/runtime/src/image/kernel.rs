@@ -22,7 +22,7 @@ use crate::image::source;
 use crate::image::store::{self, Store, VMLINUX};
 
 /// Raise it whenever the same input would be made into something else.
-const RECIPE: &str = "6";
+const RECIPE: &str = "7";
 const RECORD: &str = "kernel.json";
 const MODULES: &str = "modules";
 const CONFIG: &str = "config";

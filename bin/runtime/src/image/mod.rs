@@ -22,5 +22,6 @@ pub mod modules;
 pub mod package;
 pub mod root;
 pub mod signature;
+pub mod slim;
 pub mod source;
 pub mod store;

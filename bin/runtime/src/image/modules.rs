@@ -13,6 +13,7 @@ use crate::command::CommandError;
 use crate::image::bzimage::Compression;
 use crate::image::elf::{Elf, ElfError};
 use crate::image::signature;
+use crate::image::slim::slim;
 
 /// Why modules cannot be chosen.
 #[derive(Debug, thiserror::Error)]
@@ -320,11 +321,11 @@ impl Tree {
                 path: path.to_owned(),
                 source,
             })?;
-        let bytes = signature::strip(bytes);
         let damaged = |source| ModulesError::Elf {
             path: path.to_owned(),
             source,
         };
+        let bytes = slim(signature::strip(bytes)).map_err(damaged)?;
         let elf = Elf::parse(&bytes).map_err(damaged)?;
         let (mut needs, mut soft) = (Vec::new(), Vec::new());
         for (key, value) in elf.module_info().map_err(damaged)? {

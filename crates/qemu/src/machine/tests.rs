@@ -1,7 +1,5 @@
 //! QEMU replaced by small shell scripts that end in some wrong way, and the real one with kernels that are none.
 
-use std::os::unix::fs::PermissionsExt;
-
 use kata_machine::{Accelerator, Boot, Device, DiskAccess, DiskAio, MemoryBacking, Root};
 use tempfile::TempDir;
 
@@ -58,8 +56,7 @@ impl Place {
     fn with_script(script: &str) -> Self {
         let mut place = Self::new("");
         let vmm = place.dir.path().join("vmm");
-        std::fs::write(&vmm, format!("#!/bin/sh\n{script}\n")).expect("script");
-        std::fs::set_permissions(&vmm, std::fs::Permissions::from_mode(0o755)).expect("mode");
+        kata_testkit::program::write(&vmm, &format!("#!/bin/sh\n{script}\n"));
         place.spec.vmm = vmm;
         place
     }
