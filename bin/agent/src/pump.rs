@@ -159,7 +159,7 @@ mod tests {
             "{accepted} bytes were taken for a reader that never reads"
         );
         tokio::spawn(async move { tokio::io::copy(&mut host, &mut tokio::io::sink()).await });
-        timeout(Duration::from_secs(5), process.write_all(&[1; 4096]))
+        timeout(Duration::from_secs(30), process.write_all(&[1; 4096]))
             .await
             .expect("it goes on")
             .expect("write");

@@ -227,6 +227,6 @@ mod tests {
         let began = Instant::now();
         let error = run("sleep", &["60"], None, Duration::from_millis(50)).unwrap_err();
         assert!(matches!(error, CommandError::Slow { .. }));
-        assert!(began.elapsed() < Duration::from_secs(10));
+        assert!(began.elapsed() < Duration::from_secs(30));
     }
 }

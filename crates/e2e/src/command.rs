@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 pub const LIMIT: Duration = Duration::from_secs(60);
 
 /// How long output may stay open after its command has ended.
-const OUTPUT_GRACE: Duration = Duration::from_secs(5);
+const OUTPUT_GRACE: Duration = Duration::from_secs(20);
 
 /// A command to be run.
 #[derive(Debug, Clone)]
@@ -275,19 +275,27 @@ impl Running {
     /// When the text does not come in time.
     #[track_caller]
     pub fn read_until(&mut self, text: &str) -> String {
-        let end = Instant::now() + self.limit;
+        self.try_read_until(text, self.limit).unwrap_or_else(|all| {
+            let stderr = self.stderr.rest(Duration::ZERO);
+            let stderr = String::from_utf8_lossy(&stderr);
+            panic!("{}: no {text:?} on stdout: {all:?}; stderr: {stderr:?}", self.line)
+        })
+    }
+
+    /// The same within `limit`.
+    ///
+    /// # Errors
+    /// All that was read, without the text.
+    pub fn try_read_until(&mut self, text: &str, limit: Duration) -> Result<String, String> {
+        let end = Instant::now() + limit;
         let mut all = String::new();
         while !all.contains(text) {
             match self.stdout.next(end) {
                 Some(block) => all.push_str(&String::from_utf8_lossy(&block)),
-                None => {
-                    let stderr = self.stderr.rest(Duration::ZERO);
-                    let stderr = String::from_utf8_lossy(&stderr);
-                    panic!("{}: no {text:?} on stdout: {all:?}; stderr: {stderr:?}", self.line)
-                }
+                None => return Err(all),
             }
         }
-        all
+        Ok(all)
     }
 
     /// Sends a signal to its process group.

@@ -38,6 +38,13 @@ impl Release {
     }
 }
 
+/// What containerd grants its shims is 2 s and 5 s by default, after which it lists a task as unknown or gives a shim up.
+const TIMEOUTS: &str = r#"[timeouts]
+  "io.containerd.timeout.task.state" = "30s"
+  "io.containerd.timeout.shim.cleanup" = "30s"
+  "io.containerd.timeout.shim.load" = "30s"
+"#;
+
 /// The daemon, which lives as long as this.
 #[derive(Debug)]
 pub struct Containerd<'lab> {
@@ -81,7 +88,7 @@ impl<'lab> Containerd<'lab> {
         let root = dir.join("root");
         let text = format!(
             "{}\nroot = {root:?}\nstate = \"/run/e2e-containerd\"\n{settings}\n[grpc]\n  address = \"{SOCKET}\"\n[ttrpc]\n  \
-             address = \"{SOCKET}.ttrpc\"\n{sections}",
+             address = \"{SOCKET}.ttrpc\"\n{TIMEOUTS}{sections}",
             release.heading()
         );
         fs::write(&config, text).expect("containerd's configuration");
@@ -105,7 +112,7 @@ impl<'lab> Containerd<'lab> {
             daemon.filter(|daemon| daemon.state != 'Z')
         };
         self.lab.kill(running().expect("containerd runs").pid);
-        wait::until("containerd has ended", Duration::from_secs(10), || running().is_none());
+        wait::until("containerd has ended", Duration::from_secs(30), || running().is_none());
     }
 
     /// Starts the daemon again, on what the one before has left.
@@ -137,6 +144,25 @@ impl<'lab> Containerd<'lab> {
             .command(self.release.program("ctr"))
             .args(["--address", SOCKET])
             .args(args)
+    }
+
+    /// `ctr events`, which hears all that happens from now on.
+    ///
+    /// # Panics
+    /// When it hears nothing in time.
+    #[track_caller]
+    pub fn events(&self) -> Running {
+        let mut events = self.ctr(["events"]).start();
+        let mut count = 0;
+        // It does not say when it has subscribed, so harmless events are made until it hears one.
+        wait::until("ctr hears of events", Duration::from_secs(30), || {
+            count += 1;
+            let label = format!("probe={count}");
+            self.ctr(["namespace", "label", "default", &label]).run().ok();
+            let heard = events.try_read_until("/namespaces/update", Duration::from_millis(200));
+            heard.is_ok()
+        });
+        events
     }
 
     /// `ctr run FLAGS --runtime … IMAGE ID COMMAND`.

@@ -23,11 +23,13 @@ pub use node::Node;
 pub use pod::Pod;
 pub use stream::{Forward, Stream};
 
+use crate::command::Cmd;
 use crate::containerd::{Containerd, Release, SOCKET};
 use crate::image;
 use crate::lab::Lab;
 use crate::leak::Snapshot;
 use crate::runtime::Kind;
+use crate::wait;
 
 /// How long a call may take: a VM boots in seconds even on a busy machine without KVM.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -66,7 +68,7 @@ impl<'lab> Cri<'lab> {
                 .all(|condition| condition["status"] == true)
                 .then_some(())
         };
-        let up = crate::wait::eventually(Duration::from_secs(30), ready);
+        let up = wait::eventually(Duration::from_secs(30), ready);
         assert!(up.is_some(), "CRI is not ready: {:?}", cri.ask("Status", &json!({})));
         cri
     }
@@ -79,6 +81,15 @@ impl<'lab> Cri<'lab> {
     pub fn import(&self, archive: &Path) {
         let import = self.containerd.ctr(["-n", "k8s.io", "image", "import"]);
         import.arg(archive).run().ok();
+        let manifest = Cmd::new("tar").arg("-xOf").arg(archive).arg("./manifest.json");
+        let name = &manifest.run().ok().json()[0]["RepoTags"][0];
+        let request = json!({"image": {"image": name}});
+        // CRI hears of it by an event, and answers nothing at all before it is initialized.
+        let known = || {
+            self.ask("ImageStatus", &request)
+                .is_ok_and(|status| !status["image"].is_null())
+        };
+        wait::until(&format!("CRI knows the image {name}"), LIMIT, known);
     }
 
     /// The lab it runs in.

@@ -3,11 +3,12 @@
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::sys::stat::{major, minor};
 
 use crate::command::Cmd;
-use crate::places;
+use crate::{places, wait};
 
 /// A loop device and the file behind it.
 #[derive(Debug)]
@@ -87,7 +88,9 @@ impl LoopDevice {
         let Self { device, node, image } = self;
         drop(device);
         let backing = Path::new("/sys/block").join(node.file_name().unwrap_or_default());
-        let behind = std::fs::read_to_string(backing.join("loop/backing_file")).unwrap_or_default();
-        Path::new(behind.trim()) != image
+        let behind = || std::fs::read_to_string(backing.join("loop/backing_file")).unwrap_or_default();
+        let gone = || (Path::new(behind().trim()) != image).then_some(());
+        // A child that another thread is just starting has a copy of the descriptor until its exec.
+        wait::eventually(Duration::from_secs(10), gone).is_some()
     }
 }

@@ -10,7 +10,7 @@ use crate::lab::Lab;
 use crate::{pids, places, wait};
 
 /// How long what is about to vanish may take.
-const SETTLE: Duration = Duration::from_secs(10);
+const SETTLE: Duration = Duration::from_secs(60);
 
 /// Where a runtime may keep files, and CNI its leases.
 const PLACES: [&str; 6] = ["/run", "/tmp", "/var/tmp", "/dev/shm", "/var/lib/vc", "/var/lib/cni"];

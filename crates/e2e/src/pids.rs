@@ -131,7 +131,7 @@ pub fn kill_part(lab: &Lab, id: &str, part: Part) {
         lab.kill(*pid);
     }
     let gone = |pid: &u32| read(lab, *pid).is_none_or(|process| process.state == 'Z');
-    wait::until("a killed process ends", Duration::from_secs(10), || {
+    wait::until("a killed process ends", Duration::from_secs(30), || {
         pids.iter().all(gone)
     });
 }

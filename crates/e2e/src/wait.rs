@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 pub fn eventually<T>(limit: Duration, mut ask: impl FnMut() -> Option<T>) -> Option<T> {
     let end = Instant::now() + limit;
     loop {
+        // Decided before it is asked: one whole look begins after the limit, however long the one before was held up.
+        let last = Instant::now() >= end;
         if let Some(answer) = ask() {
             return Some(answer);
         }
-        if Instant::now() >= end {
+        if last {
             return None;
         }
         std::thread::sleep(Duration::from_millis(20));

@@ -275,10 +275,11 @@ fn with_config(runtime: &Runtime, id: &str, config: &str) -> Outcome {
 }
 
 fn script(runtime: &Runtime, id: &str, body: &str) -> PathBuf {
-    use std::os::unix::fs::PermissionsExt;
     let path = runtime.lab().scratch().join(format!("{id}-vmm"));
-    std::fs::write(&path, format!("#!/bin/sh\n{body}\n")).expect("script");
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("mode");
+    // By a process of its own: a child that another thread is just starting would have this one's descriptor until its exec,
+    // and what is open for writing cannot be run.
+    let write = r#"printf '#!/bin/sh\n%s\n' "$1" >"$0" && chmod 755 "$0""#;
+    Cmd::new("sh").args(["-c", write]).arg(&path).arg(body).run().ok();
     path
 }
 

@@ -93,7 +93,9 @@ fn how_a_container_ended_is_told(node: Node) {
         if stop {
             container.await_log("up");
             container.stop(20);
-            assert_eq!(container.logged("stdout"), "up\nasked\n");
+            wait::until("its last word is logged", Duration::from_secs(30), || {
+                container.logged("stdout") == "up\nasked\n"
+            });
         }
         let status = container.await_exit();
         assert_eq!(
@@ -219,10 +221,10 @@ fn what_a_container_writes_is_logged(node: Node) {
     let script = "echo one; echo two >&2; printf 'no newline'; head -c 40000 /dev/zero | tr '\\0' x >&2";
     let container = pod.run_container("log", &["sh", "-c", script], |_| ());
     container.await_exit();
-    let whole = || container.logged("stderr").len() >= 40_000;
-    wait::until("the log is whole", Duration::from_secs(10), whole);
-    assert_eq!(container.logged("stdout"), "one\nno newline");
-    assert_eq!(container.logged("stderr"), format!("two\n{}", "x".repeat(40_000)));
+    let expected = ("one\nno newline".to_owned(), format!("two\n{}", "x".repeat(40_000)));
+    let logged = || (container.logged("stdout"), container.logged("stderr"));
+    wait::eventually(Duration::from_secs(30), || (logged() == expected).then_some(()));
+    assert_eq!(logged(), expected);
     assert!(
         container.log().iter().any(|line| !line.full),
         "a long line comes in parts"
@@ -355,9 +357,11 @@ fn numbers_are_told(node: Node) {
     assert!((50_000..100_000_000).contains(&memory), "{stats:#}");
     let grown = || number(&busy.stats()["cpu"]["usage_core_nano_seconds"]) > used;
     wait::until("the CPU time grows", Duration::from_secs(20), grown);
-    let listed = node
-        .cri()
-        .call("ListContainerStats", &json!({"filter": {"pod_sandbox_id": pod.id()}}));
+    // By its id, too: those of other tests may go while they are asked.
+    let listed = node.cri().call(
+        "ListContainerStats",
+        &json!({"filter": {"id": busy.id(), "pod_sandbox_id": pod.id()}}),
+    );
     let listed = listed["stats"].as_array().expect("stats").clone();
     assert!(
         listed.iter().any(|stats| stats["attributes"]["id"] == busy.id()),
@@ -377,11 +381,15 @@ fn numbers_are_told(node: Node) {
 fn a_container_without_memory_is_killed(node: Node) {
     let pod = node.shared_pod();
     let neighbour = pod.run_container("neighbour", &["sleep", "1000"], |_| ());
-    let eater = ["dd", "if=/dev/zero", "of=/dev/null", "bs=120M", "count=1"];
+    // runc's shim watches for the event only once the container runs.
+    let eater = ["sh", "-c", "sleep 1; exec dd if=/dev/zero of=/dev/null bs=120M count=1"];
     let container = pod.run_container("oom", &eater, |config| {
         config["linux"]["resources"] =
             json!({"memory_limit_in_bytes": 20 << 20, "memory_swap_limit_in_bytes": 20 << 20});
     });
+    // The exit and its reason come by two events.
+    let reason = || (container.status()["reason"] == "OOMKilled").then_some(());
+    wait::eventually(Duration::from_secs(30), reason);
     let status = container.await_exit();
     assert_eq!(
         (&status["exit_code"], &status["reason"]),

@@ -34,14 +34,14 @@ fn pods_reach_each_other_and_the_host(node: Node) {
         .sh(&format!("wget -qO- http://{}/page", one.port(8080)))
         .ok()
         .stdout("one\n");
-    client.sh(&format!("ping -c 1 -W 5 {}", one.ip())).ok();
+    client.sh(&format!("ping -c 1 -W 30 {}", one.ip())).ok();
     client
         .sh(&format!("timeout 5 wget -qO- http://{}/page", one.port(9)))
         .failed();
     let addresses = client.sh("ip -o address show dev eth0").ok();
     addresses.says(&format!("inet {}/16", two.ip()));
     client.sh("ip route").ok().says("default via 10.87.0.1 dev eth0");
-    client.sh("ping -c 1 -W 5 10.87.0.1").ok();
+    client.sh("ping -c 1 -W 30 10.87.0.1").ok();
 
     // More than one segment, both ways.
     serving.sh("head -c 5000000 /dev/zero >/tmp/large").ok();

@@ -1,10 +1,13 @@
 //! Pods through CRI: their life, what is told of them, what their containers share, and what is refused.
 
+use std::time::Duration;
+
 use kata_e2e::against_nodes;
 use kata_e2e::cri::{Cri, Node};
 use kata_e2e::lab::Lab;
 use kata_e2e::leak::Snapshot;
 use kata_e2e::runtime::Kind;
+use kata_e2e::wait;
 use serde_json::json;
 
 against_nodes!(
@@ -114,15 +117,19 @@ fn a_pod_may_share_its_processes(node: Node) {
     let one = pod.run_container("one", &["sleep", "1111"], |_| ());
     let two = pod.run_container("two", &["sleep", "2222"], |_| ());
 
-    two.sh("ps -o args")
-        .ok()
-        .says("sleep 1111")
-        .says("sleep 2222")
-        .says("/pause");
+    // `runc start` answers before the first process has become its program.
+    wait::until("all processes are seen", Duration::from_secs(15), || {
+        let seen = two.sh("ps -o args").ok().text();
+        ["sleep 1111", "sleep 2222", "/pause"]
+            .iter()
+            .all(|line| seen.contains(line))
+    });
     two.sh("cat /proc/1/comm").ok().stdout("pause\n");
     // A process that loses its parent is reaped by the pod's first.
     one.sh("(sleep 0.2 &) ; true").ok();
-    two.sh("sleep 1; ps -o stat,comm").ok().says_not("Z");
+    let reaped =
+        "for i in $(seq 150); do ps -o stat,args | grep -Eq '^Z|[s]leep 0.2' || exit 0; sleep 0.1; done; exit 1";
+    two.sh(reaped).ok();
     two.sh("kill -9 $(pidof sleep | tr ' ' '\\n' | while read p; do grep -q 1111 /proc/$p/cmdline && echo $p; done)")
         .ok();
     assert_eq!(one.await_exit()["exit_code"], 137);

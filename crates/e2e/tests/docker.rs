@@ -278,7 +278,7 @@ fn files_limits_and_users_are_as_asked_for(door: Door) {
     docker.docker(["rm", "--force", &name]).run().ok();
 
     // Init lives before and after: 20.10 loses the news of a container that ends with them, runc's as well.
-    let eater = "sleep 1; dd if=/dev/zero of=/dev/null bs=120M count=1; echo $?; sleep 1";
+    let eater = "sleep 1; dd if=/dev/zero of=/dev/null bs=120M count=1; echo $?; sleep 5";
     let flags = [
         "--name",
         &name,

@@ -57,7 +57,7 @@ fn a_lab_takes_everything_along() {
     Cmd::new("find")
         .args(["/sys/fs/cgroup", "-name", &name])
         .run()
-        .ok()
+        // Its exit code tells of others' directories, too, which may vanish under it.
         .stdout("");
     Cmd::new("pgrep").args(["-f", "^sleep 4712"]).run().exit(1);
 }
@@ -73,7 +73,7 @@ fn a_command_that_hangs_is_ended() {
     );
     assert!(begun.elapsed() < Duration::from_secs(20));
     let gone = || Cmd::new("pgrep").args(["-f", "^sleep 4713"]).run().code() == 1;
-    wait::until("the command is gone", Duration::from_secs(5), gone);
+    wait::until("the command is gone", Duration::from_secs(30), gone);
 }
 
 #[test]

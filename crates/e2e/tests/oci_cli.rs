@@ -202,10 +202,13 @@ fn a_container_is_paused_and_resumed(kind: Kind) {
 
     runtime(kind).verb("pause").arg(&id).run().ok();
     assert_eq!(runtime(kind).status(&id), "paused");
-    std::thread::sleep(Duration::from_millis(300)); // what was under way when it froze
+    // First what was under way when it froze.
+    wait::until("it stands still", Duration::from_secs(30), || {
+        let before = ticks();
+        std::thread::sleep(Duration::from_secs(1));
+        ticks() == before
+    });
     let frozen = ticks();
-    std::thread::sleep(Duration::from_secs(1));
-    assert_eq!(ticks(), frozen, "a paused container ticks");
 
     runtime(kind).verb("resume").arg(&id).run().ok();
     assert_eq!(runtime(kind).status(&id), "running");

@@ -9,6 +9,7 @@ use kata_e2e::leak::Snapshot;
 use kata_e2e::podman::Podman;
 use kata_e2e::runtime::Kind;
 use kata_e2e::terminal::Terminal;
+use kata_e2e::wait;
 
 against_both!(
     a_foreground_run_passes_everything_through,
@@ -75,7 +76,9 @@ fn a_detached_container_is_looked_after(kind: Kind) {
         .run()
         .ok()
         .stdout("running\n");
-    podman.podman(["logs", "looked-after"]).run().ok().stdout("begun\n");
+    wait::until("it says that it has begun", Duration::from_secs(30), || {
+        podman.podman(["logs", "looked-after"]).run().ok().text() == "begun\n"
+    });
     let exec = |args: &[&str]| podman.podman(["exec"]).args(args);
     exec(&["-i", "looked-after", "cat"])
         .stdin("through exec")

@@ -58,6 +58,15 @@ fn guest_size(runtime: &Runtime, id: &str) -> (u64, u64) {
     (cpus, kib / 1024)
 }
 
+/// Waits until a container's guest has that many CPUs and at least so many MiB, which it may take into use only some time
+/// after it was given them; answers how many MiB.
+#[track_caller]
+fn await_size(runtime: &Runtime, id: &str, cpus: u64, mib: u64) -> u64 {
+    let fits = |(has, memory): (u64, u64)| (has == cpus && memory >= mib).then_some(memory);
+    let grown = wait::eventually(Duration::from_secs(30), || fits(guest_size(runtime, id)));
+    grown.unwrap_or_else(|| panic!("{cpus} CPUs and {mib} MiB are due, not {:?}", guest_size(runtime, id)))
+}
+
 fn stats(runtime: &Runtime, id: &str) -> Value {
     runtime.verb("events").args(["--stats", id]).run().ok().json()["data"].clone()
 }
@@ -85,8 +94,7 @@ fn the_limits_of_a_container_hold_in_the_guest_and_on_the_host() {
     runtime.begin(&bundle, "alone");
 
     // The guest: one CPU more for half of one, and the memory on top.
-    let (cpus, small) = guest_size(&runtime, "alone");
-    assert_eq!(cpus, lab_cpus().min(2));
+    let small = await_size(&runtime, "alone", lab_cpus().min(2), 0);
     let told = stats(&runtime, "alone");
     assert_eq!(told["memory"]["usage"]["limit"], 64 * MIB);
     assert_eq!(told["pids"]["limit"], 40);
@@ -137,9 +145,7 @@ fn the_limits_of_a_container_hold_in_the_guest_and_on_the_host() {
         "256",
     ];
     update(&runtime, "alone", &more).ok();
-    let (cpus, large) = guest_size(&runtime, "alone");
-    assert_eq!(cpus, lab_cpus().min(3));
-    assert!(large >= small + 240, "{small} MiB, then {large}");
+    await_size(&runtime, "alone", lab_cpus().min(3), small + 240);
     let told = stats(&runtime, "alone");
     assert_eq!(
         (&told["memory"]["usage"]["limit"], &told["pids"]["limit"]),
@@ -148,7 +154,7 @@ fn the_limits_of_a_container_hold_in_the_guest_and_on_the_host() {
     assert_eq!(number(&lab, "cpu", group, "cpu.cfs_quota_us"), 250_000);
     assert_eq!(number(&lab, "cpu", group, "cpu.shares"), 256);
     update(&runtime, "alone", &["--cpu-quota", "-1"]).ok();
-    assert_eq!(guest_size(&runtime, "alone").0, 1);
+    await_size(&runtime, "alone", 1, 0);
     assert_eq!(number(&lab, "cpu", group, "cpu.cfs_quota_us"), -1);
     update(&runtime, "alone", &["--memory", "-5", "--memory-swap", "1"]).failed();
 
@@ -255,10 +261,8 @@ fn a_pod_is_configured_by_annotations_and_grows_with_its_members() {
         spec["linux"]["resources"]["cpu"] = json!({"quota": 30_000, "period": 100_000});
     });
     runtime.begin(&member, "member");
-    let (cpus, large) = guest_size(&runtime, "member");
-    assert_eq!(cpus, lab_cpus().min(2));
     // 128 MiB are missing, and memory comes in such blocks.
-    assert!(large >= small + 120, "{small} MiB, then {large}");
+    await_size(&runtime, "member", lab_cpus().min(2), small + 120);
     // New memory is memory of the share, too: the file server must see what is read into it.
     runtime
         .exec(
@@ -270,9 +274,7 @@ fn a_pod_is_configured_by_annotations_and_grows_with_its_members() {
         .ok()
         .says("67108864");
     runtime.delete_force("member").ok();
-    wait::until("the CPU is given back", Duration::from_secs(20), || {
-        guest_size(&runtime, "pod").0 == 1
-    });
+    await_size(&runtime, "pod", 1, 0);
 
     // Whatever happens to the sandbox process, its cgroups go.
     pids::kill_part(&lab, "pod", Part::Shim);
@@ -304,15 +306,18 @@ fn the_ruin_of_a_pod_is_its_own() {
     let bomb = runtime
         .verb("exec")
         .args(["--detach", "bad", "sh", "-c", "bomb() { bomb | bomb & }; bomb"]);
-    bomb.run().ok();
+    bomb.limit(Duration::from_secs(180)).run().ok();
     others_live("a fork bomb");
     // A guest in this state answers nobody; it goes all the same.
-    runtime.delete_force("bad").ok();
+    let delete = runtime.verb("delete").args(["--force", "bad"]);
+    delete.limit(Duration::from_secs(180)).run().ok();
 
-    let fallen = Bundle::script(&lab, "fallen", "sleep 3; echo c >/proc/sysrq-trigger; sleep 1000").edit(|spec| {
+    let fallen = Bundle::script(&lab, "fallen", "sleep 1000").edit(|spec| {
         spec["linux"]["readonlyPaths"] = json!([]);
     });
     runtime.begin(&fallen, "fallen");
+    let fall = runtime.exec("fallen", "echo c >/proc/sysrq-trigger; sleep 1000");
+    fall.run().failed();
     wait::until("the guest has fallen", Duration::from_secs(60), || {
         runtime.status("fallen") == "stopped"
     });
@@ -356,12 +361,10 @@ fn podman_shows_and_changes_what_containers_use() {
         "the machine's memory: {shown}"
     );
     podman.podman(["update", "--cpus", "1.5", "used"]).run().ok();
-    let told = podman
-        .podman(["exec", "used", "cat", "/proc/cpuinfo"])
-        .run()
-        .ok()
-        .text();
-    assert_eq!(told.matches("processor\t").count() as u64, lab_cpus().min(3));
+    wait::until("it has another CPU", Duration::from_secs(30), || {
+        let told = podman.podman(["exec", "used", "cat", "/proc/cpuinfo"]).run().ok();
+        told.text().matches("processor\t").count() as u64 == lab_cpus().min(3)
+    });
     podman.podman(["rm", "-f", "-t", "0", "used"]).run().ok();
     let oom = podman
         .run(&["--name", "hog", "--memory", "32m"], &["tail", "/dev/zero"])

@@ -77,7 +77,7 @@ fn every_generation_of_containerd_gets_its_answer() {
         let socket = lab.outside(address.trim_start_matches("unix://"));
         assert!(socket.exists(), "{}", socket.display());
         delete(lab, &bundle, "start");
-        wait::until("the socket goes", Duration::from_secs(5), || !socket.exists());
+        wait::until("the socket goes", Duration::from_secs(30), || !socket.exists());
     }
 
     before.expect_nothing_more(lab, "start and delete");

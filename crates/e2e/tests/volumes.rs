@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use kata_e2e::against_both;
 use kata_e2e::bundle::Bundle;
@@ -13,6 +14,7 @@ use kata_e2e::fixture::Shared;
 use kata_e2e::lab::Lab;
 use kata_e2e::program;
 use kata_e2e::runtime::{Kind, Runtime};
+use kata_e2e::wait;
 use serde_json::{Value, json};
 
 against_both!(
@@ -78,10 +80,10 @@ fn a_file_that_changes_between_create_and_start_is_seen_whole() {
     runtime.start("late").ok();
 
     runtime.await_status("late", "stopped");
-    assert_eq!(
-        fs::read_to_string(bundle.dir().join("stdout")).expect("output"),
-        "127.0.0.1 localhost\n10.0.0.2 late\n"
-    );
+    let output = || fs::read_to_string(bundle.dir().join("stdout")).expect("output");
+    wait::until("all of it is seen", Duration::from_secs(15), || {
+        output() == "127.0.0.1 localhost\n10.0.0.2 late\n"
+    });
     runtime.delete_force("late").ok();
 }
 
@@ -129,14 +131,14 @@ impl Pod {
         let mut all = vec!["--rm", "--annotation", role, "--annotation", &pod];
         all.extend(flags);
         let id = format!("{}-{name}", self.id);
-        containerd().run(self.kind, &all, &id, &["sh", "-c", script])
+        containerd().run(self.kind, &all, &id, &["sh", "-c", &lingering(script)])
     }
 
     /// Runs a container with a specification of its own in the pod to its end.
     #[track_caller]
     fn run_spec(&self, name: &str, script: &str, change: impl FnOnce(&mut Value)) -> Outcome {
         let id = format!("{}-{name}", self.id);
-        let bundle = Bundle::script(containerd().lab(), &id, script);
+        let bundle = Bundle::script(containerd().lab(), &id, &lingering(script));
         let root = bundle.rootfs();
         let bundle = bundle.edit(|spec| {
             spec["root"]["path"] = json!(root);
@@ -155,6 +157,11 @@ impl Pod {
         fs::create_dir_all(&dir).unwrap_or_else(|error| panic!("{}: {error}", dir.display()));
         dir
     }
+}
+
+/// The script, and some time for its last words: ctr 1.6 closes its own ends when the container ends, whatever is on its way.
+fn lingering(script: &str) -> String {
+    format!("({script}); code=$?; sleep 1; exit $code")
 }
 
 /// A flag of `ctr run` for a bind mount, and its value.
@@ -305,7 +312,8 @@ fn a_volume_of_values_changes_and_who_watches_is_told(kind: Kind) {
     ]
     .concat();
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-    let script = "cat /settings/key; /watch /settings ..data && cat /settings/key; sleep 0.5; ls -A /settings; \
+    let script = "cat /settings/key; /watch /settings ..data && cat /settings/key; \
+                  while [ -e /settings/..one ]; do sleep 0.1; done; ls -A /settings; \
                   touch /settings/x 2>/dev/null || echo read-only";
     let mut running = pod.command("values", &flags, script).start();
     running.read_until("oldwatching");
@@ -323,8 +331,8 @@ fn a_directory_that_is_replaced_is_seen_at_once(kind: Kind) {
     let volume = pod.dir("replaced");
     publish(&volume, "..one", "old");
     let [flag, value] = bind(&volume, "/replaced", "rbind:ro");
-    let script = "cat /replaced/key; i=0; while [ $(cat /replaced/key) != new ]; do i=$((i+1)); sleep 0.1; done; \
-                  [ $i -lt 30 ] && echo in time";
+    let script = "cat /replaced/key; i=0; while [ \"$(cat /replaced/key)\" != new ]; do i=$((i+1)); sleep 0.1; done; \
+                  [ $i -lt 300 ] && echo in time";
     let mut running = pod.command("replaced", &[&flag, &value], script).start();
     running.read_until("old");
     publish(&volume, "..two", "new");
@@ -345,7 +353,7 @@ fn what_the_host_mounts_later_below_a_following_volume_is_seen(kind: Kind) {
         .ok();
     containerd().lab().command("mkdir").arg(volume.join("later")).run().ok();
     let [flag, value] = bind(&volume, "/follows", "rbind:rslave");
-    let script = "echo up; while [ ! -e /follows/later/file ]; do sleep 0.1; done; cat /follows/later/file";
+    let script = "echo up; while [ ! -s /follows/later/file ]; do sleep 0.1; done; cat /follows/later/file";
     let mut running = pod.command("follows", &[&flag, &value], script).start();
     running.read_until("up");
 

@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use kata_sandbox::lifecycle::Phase;
 use kata_sandbox::stdio::{Output, Stdio};
 use kata_sandbox::step::Faults;
@@ -144,7 +146,10 @@ fn what_the_agent_refuses_is_told_and_undone() {
 #[test]
 fn a_silent_guest_is_given_up_in_time_with_its_console() {
     run(|| async {
-        let lab = Lab::new(FakeVmm::mute(), Faults::none());
+        let soon = Duration::from_millis(500);
+        let lab = Lab::configured(FakeVmm::mute(), Faults::none(), |config| {
+            config.agent.dial_timeout = soon
+        });
         let error = describe(&lab.create().await.expect_err("silent"));
         assert!(
             error.contains("the fake console") && error.contains("did not answer within 500ms"),

@@ -5,6 +5,7 @@ mod support;
 use std::path::Path;
 use std::time::Duration;
 
+use kata_config::Config;
 use kata_sandbox::step::Faults;
 use kata_sandbox::template::{self, Made, Occasion};
 use kata_sandbox::{Process, SandboxError, describe, survey};
@@ -14,10 +15,12 @@ use ttrpc::Code;
 
 /// A lab whose templates lie in `store`.
 fn lab(vmm: FakeVmm, faults: Faults, store: &Path) -> Lab {
-    Lab::configured(vmm, faults, |config| {
-        config.factory.enable_template = true;
-        config.factory.template_path = store.to_owned();
-    })
+    Lab::configured(vmm, faults, |config| with_templates(config, store))
+}
+
+fn with_templates(config: &mut Config, store: &Path) {
+    config.factory.enable_template = true;
+    config.factory.template_path = store.to_owned();
 }
 
 /// Makes the template that the lab's pod needs.
@@ -29,7 +32,7 @@ async fn make(lab: &Lab) -> Made {
 async fn try_to_make(lab: &Lab) -> Result<Made, SandboxError> {
     let facts = survey::host(&lab.config).expect("facts");
     let plan = kata_plan::template(&lab.config, &facts).expect("plan");
-    let made = template::make(&plan, &lab.vmm, Duration::from_secs(5), Occasion::Operator).await;
+    let made = template::make(&plan, &lab.vmm, Duration::from_secs(30), Occasion::Operator).await;
     // It has gone where the template's taps are.
     kata_net::namespace::enter_new().expect("another network namespace");
     made
@@ -132,7 +135,10 @@ fn a_template_of_silent_machines_is_discarded_for_a_boot() {
     run(|| async {
         let place = tempfile::tempdir_in("/dev/shm").expect("a directory in memory");
         let store = place.path().join("templates");
-        let lab = lab(FakeVmm::mute(), Faults::none(), &store);
+        let lab = Lab::configured(FakeVmm::mute(), Faults::none(), |config| {
+            with_templates(config, &store);
+            config.agent.dial_timeout = Duration::from_millis(500);
+        });
         make(&lab).await;
         assert_eq!(count(&store), 1);
         let error = lab.create().await.expect_err("a boot is as silent");

@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use kata_sys::loopback;
 use kata_sys::steering::Steering;
@@ -36,10 +37,22 @@ fn begin(v4: &TcpListener, v6: Option<&TcpListener>) -> Steering {
     Steering::begin(netns.as_fd(), v4.as_fd(), v6.map(AsFd::as_fd)).expect("steer")
 }
 
+/// Accepts a connection, which may be there only some time after its client has it.
+#[track_caller]
+fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    let end = Instant::now() + Duration::from_secs(10);
+    loop {
+        match listener.accept() {
+            Err(error) if error.kind() == ErrorKind::WouldBlock && Instant::now() < end => std::thread::yield_now(),
+            accepted => return accepted.expect("accept"),
+        }
+    }
+}
+
 /// Connects, and answers which address the listener sees as its own.
 fn reach(listener: &TcpListener, address: &str) -> SocketAddr {
     let client = TcpStream::connect(address).unwrap_or_else(|error| panic!("{address}: {error}"));
-    let (served, peer) = listener.accept().unwrap_or_else(|error| panic!("{address}: {error}"));
+    let (served, peer) = accept(listener);
     assert_eq!(peer, client.local_addr().expect("address"));
     served.local_addr().expect("address")
 }
@@ -98,7 +111,7 @@ fn exempt_ports_reach_who_listens_there() {
         bind(number, &SockaddrIn::new(127, 0, 0, 1, own)).expect("bind");
         steering.exempt(own).expect("exempt");
         connect(number, &SockaddrIn::new(127, 0, 0, 1, 7777)).expect("connect");
-        let (_, peer) = other.accept().expect("accept");
+        let (_, peer) = accept(&other);
         assert_eq!(peer.port(), own);
         steering.steer_again(own).expect("steer again");
         assert_eq!(reach(&v4, "127.0.0.1:7777").port(), 7777);

@@ -77,10 +77,10 @@ impl FakeAgent {
         }
     }
 
-    /// Waits, at most five seconds, until a process has seen the end of its input; answers whether one has.
+    /// Waits, at most half a minute, until a process has seen the end of its input; answers whether one has.
     pub async fn inputs_ended(&self) -> bool {
         let ended = self.state().input_ended.clone();
-        tokio::time::timeout(Duration::from_secs(5), ended.notified())
+        tokio::time::timeout(Duration::from_secs(30), ended.notified())
             .await
             .is_ok()
     }

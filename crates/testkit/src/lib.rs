@@ -2,5 +2,6 @@
 
 pub mod agent;
 pub mod machine;
+pub mod program;
 pub mod qmp;
 pub mod thread;

@@ -7,10 +7,11 @@ use containerd_shim_protos::api::{ShutdownRequest, Status};
 use kata_sandbox::record::{Home, Mark};
 use kata_sandbox::recover;
 use nix::libc;
+use tokio::time::timeout;
 
 use crate::container::client::{Connection, Found, short};
 
-/// How long a sandbox process gets to end by itself.
+/// How long a sandbox process gets to end by itself, and a guest to answer that is to end anyway.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Removes a container. One that runs is killed if `force`d, else it is an error.
@@ -36,6 +37,8 @@ pub async fn remove(found: &Found, force: bool) -> Result<()> {
 }
 
 async fn ask(connection: &Connection, force: bool, member: bool) -> Result<()> {
+    // A guest that goes with its container is not waited for as long as one that goes on.
+    let patience = if force && !member { PATIENCE } else { Duration::MAX };
     let state = connection.state().await;
     // A sandbox process without the container has nothing to lose.
     if let Ok(state) = state {
@@ -51,10 +54,14 @@ async fn ask(connection: &Connection, force: bool, member: bool) -> Result<()> {
         }
         if !over {
             // It may end by itself in this very moment.
-            let _ = connection.kill("", libc::SIGKILL.unsigned_abs(), true).await;
-            let _ = tokio::time::timeout(PATIENCE, connection.wait("")).await;
+            let kill = connection.kill("", libc::SIGKILL.unsigned_abs(), true);
+            let _ = timeout(patience, kill).await;
+            let _ = timeout(PATIENCE, connection.wait("")).await;
         }
-        connection.delete("").await?;
+        match timeout(patience, connection.delete("")).await {
+            Ok(deleted) => deleted?,
+            Err(_) => tracing::warn!("the guest does not answer; its machine is ended"),
+        }
     }
     if member {
         return Ok(());

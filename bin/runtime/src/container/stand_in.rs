@@ -2,10 +2,13 @@
 //! long and exits with its code. Engines watch it as they would watch a container's own process.
 
 use std::fs::File;
+use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use kata_bundle::Bundle;
@@ -39,9 +42,15 @@ pub struct StandIn<'a> {
 const STDIN_FD: i32 = 13;
 const STDOUT_FD: i32 = 14;
 const STDERR_FD: i32 = 15;
+/// What it closes once it is where engines look for the container.
+const PLACED_FD: i32 = 16;
+
+/// How long it may take to get there: it starts and asks a process of this host.
+const PLACED_LIMIT: Duration = Duration::from_secs(30);
 
 impl StandIn<'_> {
-    /// Starts it; answers its pid. It outlives this process.
+    /// Starts it; answers its pid once it is in the container's place: its namespaces and cgroups are the pod's, its root
+    /// is the container's. One that ended before, with its process, is no error. It outlives this process.
     ///
     /// # Errors
     /// What starting failed with.
@@ -56,7 +65,8 @@ impl StandIn<'_> {
             .arg(self.bundle)
             .arg("--exec")
             .arg(self.exec);
-        let mut fds = Vec::new();
+        let (mut placed, theirs) = UnixStream::pair().context("socketpair")?;
+        let mut fds = vec![(theirs.as_raw_fd(), PLACED_FD)];
         for (flag, end, number) in [
             ("--stdin", &self.ends.stdin, STDIN_FD),
             ("--stdout", &self.ends.stdout, STDOUT_FD),
@@ -80,8 +90,14 @@ impl StandIn<'_> {
             .arg(self.id)
             .spawn()
             .context("cannot start the process that stands in for the container")?;
+        drop(theirs);
         // Engines look for the container's cgroup by this pid.
         kata_cgroup::join(&self.home.read()?.pod_cgroups, child.id());
+        // And for the pod's network, as soon as they know it.
+        placed.set_read_timeout(Some(PLACED_LIMIT))?;
+        if let Err(error) = placed.read(&mut [0]) {
+            tracing::warn!(pid = child.id(), %error, "the process that stands in for the container is not in its place yet");
+        }
         Ok(child.id())
     }
 }
@@ -127,12 +143,14 @@ pub async fn stand_in(args: Args) -> Result<u8> {
         stdout: end(args.stdout, STDOUT_FD)?,
         stderr: end(args.stderr, STDERR_FD)?,
     };
+    let placed = take_fd(PLACED_FD).context("started by hand? A descriptor is missing")?;
     let home = Home::at(args.home);
     let connection = Connection::open(&home.task_socket(), &args.id).await?;
     enter_network(&home).context("cannot enter the pod's network namespace")?;
     let bundle = Bundle::load(&args.bundle)?;
     inside::enter(&bundle).with_context(|| format!("cannot enter {}", bundle.rootfs().display()))?;
     drop(bundle);
+    drop(placed);
     let relay = Relay {
         connection: connection.clone(),
         exec: args.exec.clone(),

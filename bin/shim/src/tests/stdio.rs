@@ -1,7 +1,5 @@
 //! Where output goes: files, programs that log it, and what is refused.
 
-use std::os::unix::fs::PermissionsExt;
-
 use super::*;
 
 /// Logs what it is given: its arguments and environment, both streams, and that it has ended.
@@ -22,8 +20,7 @@ impl Door {
     /// A program that logs into `log`; answers how a client names it.
     fn program(&self, text: &str) -> String {
         let file = self.dir.path().join("logger");
-        std::fs::write(&file, text).expect("a program");
-        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).expect("executable");
+        kata_testkit::program::write(&file, text);
         format!("binary://{}?env.LOG={}&--tag=a+b", file.display(), self.path("log"))
     }
 

@@ -242,13 +242,15 @@ impl<'pod> Container<'pod> {
         self.call("ReopenContainerLog", json!({}));
     }
 
-    /// The lines of its log.
+    /// The lines of its log that are whole.
     ///
     /// # Panics
     /// When one is not `TIME STREAM TAG TEXT`.
     #[track_caller]
     pub fn log(&self) -> Vec<LogLine> {
         let text = std::fs::read_to_string(self.log_path()).unwrap_or_default();
+        // The last line may be half written.
+        let whole = &text[..text.rfind('\n').map_or(0, |end| end + 1)];
         let line = |line: &str| {
             let words: Vec<_> = line.splitn(4, ' ').collect();
             let &[time, stream, tag, text] = words.as_slice() else {
@@ -262,7 +264,7 @@ impl<'pod> Container<'pod> {
                 text: text.to_owned(),
             }
         };
-        text.lines().map(line).collect()
+        whole.lines().map(line).collect()
     }
 
     /// The texts of one stream of its log, joined by newlines.

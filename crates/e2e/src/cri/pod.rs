@@ -2,11 +2,13 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::container::Container;
 use super::{Cri, Forward, Refusal};
+use crate::wait;
 
 /// A pod. Dropping it removes it, with whatever runs in it.
 #[derive(Debug)]
@@ -89,9 +91,15 @@ impl<'cri> Pod<'cri> {
     }
 
     /// The `stats` of PodSandboxStats.
+    ///
+    /// # Panics
+    /// When there is no answer in time.
     #[track_caller]
     pub fn stats(&self) -> Value {
-        self.cri.call("PodSandboxStats", &self.named())["stats"].take()
+        // containerd asks each container it has just listed, and fails when another test's goes meanwhile.
+        let ask = || self.cri.ask("PodSandboxStats", &self.named()).ok();
+        let answer = wait::eventually(Duration::from_secs(30), ask);
+        answer.unwrap_or_else(|| self.cri.call("PodSandboxStats", &self.named()))["stats"].take()
     }
 
     /// Creates a container of the busybox image, its configuration changed by `edit`.

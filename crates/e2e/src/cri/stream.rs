@@ -77,26 +77,51 @@ impl Stream {
             .unwrap_or_else(|error| panic!("{}: {error}", self.what));
     }
 
+    /// Writes `text` again and again until stdout has said `answer`: containerd passes on what is written to a container
+    /// before it takes what the container says for this conversation.
+    ///
+    /// # Panics
+    /// When it does not in time, with what was said.
+    #[track_caller]
+    pub fn write_until(&mut self, text: &str, answer: &str) {
+        let end = Instant::now() + LIMIT;
+        while Instant::now() < end {
+            self.write(text);
+            if self.hear(answer, Instant::now() + Duration::from_secs(1)).is_some() {
+                return;
+            }
+        }
+        self.read_until(answer);
+    }
+
     /// Waits until stdout has said `text` since the last call, and takes everything up to its end.
     ///
     /// # Panics
     /// When it does not in time, with what was said.
     #[track_caller]
     pub fn read_until(&mut self, text: &str) -> String {
-        let end = Instant::now() + LIMIT;
+        self.hear(text, Instant::now() + LIMIT).unwrap_or_else(|| {
+            let said = String::from_utf8_lossy(&self.stdout[self.taken..]);
+            panic!(
+                "{}: no {text:?} on stdout: {said:?}; stderr: {:?}",
+                self.what,
+                self.errors()
+            )
+        })
+    }
+
+    #[track_caller]
+    fn hear(&mut self, text: &str, end: Instant) -> Option<String> {
         loop {
             let fresh = String::from_utf8_lossy(&self.stdout[self.taken..]).into_owned();
             if let Some(at) = fresh.find(text) {
                 let part = fresh[..at + text.len()].to_owned();
                 self.taken += part.len();
-                return part;
+                return Some(part);
             }
-            assert!(
-                self.listen(end),
-                "{}: no {text:?} on stdout: {fresh:?}; stderr: {:?}",
-                self.what,
-                self.errors()
-            );
+            if !self.listen(end) {
+                return None;
+            }
         }
     }
 

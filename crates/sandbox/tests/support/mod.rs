@@ -174,7 +174,7 @@ impl Ground {
         config.qemu.kernel = Some(dir.path().join("vmlinux"));
         config.qemu.initrd = Some(dir.path().join("initrd.img"));
         config.qemu.shared_fs = Some(SharedFs::Virtio9p);
-        config.agent.dial_timeout = Duration::from_millis(500);
+        config.agent.dial_timeout = Duration::from_secs(30);
         configure(&mut config);
         Self {
             dir,
