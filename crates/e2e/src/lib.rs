@@ -9,6 +9,7 @@ pub mod cri;
 pub mod disk;
 pub mod docker;
 pub mod expect;
+pub mod factory;
 pub mod fixture;
 pub mod image;
 pub mod lab;

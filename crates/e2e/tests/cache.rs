@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use kata_e2e::bundle::Bundle;
-use kata_e2e::command::Outcome;
 use kata_e2e::containerd::{Containerd, Release};
 use kata_e2e::cri::Cri;
+use kata_e2e::factory::{REFILL, await_full, factory, ready};
 use kata_e2e::lab::Lab;
 use kata_e2e::leak::Snapshot;
 use kata_e2e::pids::{self, Part};
@@ -15,31 +15,8 @@ use kata_e2e::runtime::{Kind, Runtime};
 use kata_e2e::wait;
 use serde_json::Value;
 
-/// How long a machine that is taken may take to be replaced.
-const REFILL: Duration = Duration::from_secs(60);
-
 fn runtime(lab: &Lab) -> Runtime<'_> {
     Runtime::new(Kind::Kata, lab)
-}
-
-fn factory(lab: &Lab, action: &str) -> Outcome {
-    let command = runtime(lab).program().args(["factory", action]);
-    command.limit(Duration::from_secs(90)).run()
-}
-
-/// The machines that wait, by the pids of their sandbox processes.
-#[track_caller]
-fn ready(lab: &Lab) -> Vec<u32> {
-    let said = factory(lab, "status").ok().text();
-    let line = said.lines().find(|line| line.starts_with("vm cache")).expect("a line");
-    let words = line.split([' ', ',']).skip_while(|word| *word != "pids").skip(1);
-    words.map_while(|word| word.parse().ok()).collect()
-}
-
-#[track_caller]
-fn await_full(lab: &Lab, count: usize) -> Vec<u32> {
-    wait::until("all wait that are to wait", REFILL, || ready(lab).len() == count);
-    ready(lab)
 }
 
 /// The directory of the sandbox of this id.

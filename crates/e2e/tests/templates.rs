@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kata_e2e::bundle::Bundle;
-use kata_e2e::command::Outcome;
+use kata_e2e::factory::factory;
 use kata_e2e::fixture::Shared;
 use kata_e2e::lab::Lab;
 use kata_e2e::leak::Snapshot;
@@ -37,11 +37,6 @@ fn lab() -> &'static Lab {
 
 fn runtime(lab: &Lab) -> Runtime<'_> {
     Runtime::new(Kind::Kata, lab)
-}
-
-fn factory(lab: &Lab, action: &str) -> Outcome {
-    let command = runtime(lab).program().args(["factory", action]);
-    command.limit(Duration::from_secs(60)).run()
 }
 
 #[track_caller]

@@ -2,9 +2,9 @@
 //!
 //! Counted by a plugin of QEMU while a guest of Debian's 6.1 kernel loaded the nine modules of a first container: 29 of
 //! the 41 million instructions after its kernel's boot. Of these
-//! - 7.7 million looked up the name of each function that can be traced, in a list without order, and 0.5 sorted
-//!   them. Each begins with a call, which the kernel replaces by an instruction that does nothing; it is replaced here,
-//!   and the list is left out. What is lost is tracing these functions (ftrace) in the guest.
+//! - 7.7 million looked up the name of each function that can be traced, in a list without order. Each begins with a
+//!   call, which the kernel replaces by an instruction that does nothing; it is replaced here, and the list is left out.
+//!   What is lost is tracing these functions (ftrace) in the guest.
 //! - 4.5 million sorted the tables for unwinding the stack (ORC). What is lost is that a backtrace from inside a module
 //!   is a guess.
 //! - 0.5 million read type information (BTF), for BPF programs that are attached to functions of modules.
@@ -59,7 +59,9 @@ pub fn slim(mut module: Vec<u8>) -> Result<Vec<u8>, ElfError> {
     if dropped.is_empty() {
         return Ok(module);
     }
-    for trace in traces.unwrap_or_default() {
+    // While the list is there, the kernel wants to find them.
+    let is_untraced = dropped.iter().any(|row| file.sections[*row].name == TRACED);
+    for trace in traces.filter(|_| is_untraced).unwrap_or_default() {
         module[trace.call].copy_from_slice(&NOTHING);
         module[trace.relocation].fill(0); // R_X86_64_NONE
     }
@@ -107,8 +109,8 @@ impl<'a> Relocatable<'a> {
                 if self.symbol(table, relocation.symbol)?.0 != TRACER {
                     continue;
                 }
-                let end = target.range.start.checked_add(relocation.offset).map(|place| place + 4);
-                let Some(call) = end.and_then(|end| Some(end.checked_sub(NOTHING.len())?..end)) else {
+                let place = target.range.start.checked_add(relocation.offset);
+                let Some(call) = place.and_then(|place| Some(place.checked_sub(1)?..place.checked_add(4)?)) else {
                     return Err(ElfError::Truncated { what: WHAT });
                 };
                 let instruction = self.elf.slice(call.clone(), WHAT)?;

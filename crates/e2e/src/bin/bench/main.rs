@@ -4,6 +4,7 @@
 //!
 //!     bench [--rounds N] [--only SECTION,…] [--pods N] [--runc-only] [--check]
 
+mod cache;
 mod container;
 mod density;
 mod files;
@@ -36,8 +37,9 @@ pub struct Flags {
 /// A section: its name, and what measures it.
 type Section = (&'static str, fn(&Flags, &mut Samples));
 
-const SECTIONS: [Section; 5] = [
+const SECTIONS: [Section; 6] = [
     ("container", container::measure),
+    ("cache", cache::measure),
     ("pod", pod::measure),
     ("network", network::measure),
     ("files", files::measure),

@@ -1,6 +1,7 @@
 //! The rows of the report: what each shows of what was measured, and what it is compared with. Seconds are of the machine
 //! and the day; where a row is to hold on other machines it is in floors (F), or in times of runc.
 
+use crate::cache::CACHE_RUN;
 use crate::container::{CLI_EXEC, CLI_RUN, CTR_EXEC, CTR_RUN, POD_PSS};
 use crate::density::{CLONES, COLD, GROWTH_100TH, PODS_100_WALL, TEMPLATE_RUN};
 use crate::floor;
@@ -140,6 +141,7 @@ pub const YARDSTICKS: &[Yardstick] = &[
     plain(CTR_RUN.cpu, "s", Some(7.4), Some(3.7)),
     plain(TEMPLATE_RUN.wall, "s", None, None),
     plain(TEMPLATE_RUN.cpu, "s", None, None),
+    plain(CACHE_RUN, "s", None, None),
     plain(CLI_RUN.wall, "s", None, None),
     plain(CLI_RUN.cpu, "s", None, Some(3.7)),
     plain(CTR_EXEC.wall, "s", Some(2.3), Some(0.25)),
