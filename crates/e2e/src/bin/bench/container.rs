@@ -37,8 +37,8 @@ pub const CLI_EXEC: Cost = Cost {
     wall: "exec true, wall",
     cpu: "exec true, CPU",
 };
-/// Cold starts in each round, each beside the floor: the machine's speed changes by half within a minute.
-const COLD_STARTS: u32 = 3;
+/// Starts in each round, each beside the floor: the machine's speed changes by half within a minute.
+pub const TURNS: u32 = 3;
 /// The memory of an idle pod, MiB.
 pub const POD_PSS: &str = "pod, PSS";
 
@@ -50,7 +50,7 @@ pub fn measure(flags: &Flags, samples: &mut Samples) {
         run_once(&containerd, *kind, "warm-up", CTR_RUN, &mut Samples::default());
     }
     for round in 1..=flags.rounds {
-        for turn in 1..=COLD_STARTS {
+        for turn in 1..=TURNS {
             eprintln!("round {round} of {}: cold start {turn}", flags.rounds);
             if let Some(floor) = &floor {
                 samples.time(&lab, Kind::Kata, floor::COST, || floor.run().ok());

@@ -15,7 +15,8 @@ use kata_e2e::pids::{self, Part};
 use kata_e2e::runtime::Kind;
 
 use crate::Flags;
-use crate::container;
+use crate::container::{self, TURNS};
+use crate::floor;
 use crate::samples::{Cost, Samples};
 
 /// `ctr run --rm busybox true` with templates.
@@ -156,9 +157,15 @@ fn clones_run(flags: &Flags, samples: &mut Samples) -> Result<(), String> {
     if !pids::of_sandbox(&lab, "clone").iter().any(is_clone) {
         return Err("with [factory] enable_template a pod's VMM still boots: there are no templates".to_owned());
     }
-    for number in 1..=flags.rounds {
-        eprintln!("round {number} of {}: from a template", flags.rounds);
-        container::run_once(&containerd, Kind::Kata, &format!("run-{number}"), TEMPLATE_RUN, samples);
+    let plain = Lab::open();
+    let floor = floor::command(&plain);
+    for round in 1..=flags.rounds {
+        eprintln!("round {round} of {}: from a template", flags.rounds);
+        for turn in 1..=TURNS {
+            samples.time(&plain, Kind::Kata, floor::BESIDE_CLONES, || floor.run().ok());
+            let id = format!("run-{round}-{turn}");
+            container::run_once(&containerd, Kind::Kata, &id, TEMPLATE_RUN, samples);
+        }
     }
     Ok(())
 }

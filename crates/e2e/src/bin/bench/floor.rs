@@ -18,6 +18,12 @@ pub const COST: Cost = Cost {
     cpu: "floor (bare VMM, kernel, init that ends), CPU",
 };
 
+/// What it costs at the time when the clones are measured. The machine may be half as fast by then, or twice.
+pub const BESIDE_CLONES: Cost = Cost {
+    wall: "floor beside the clones, wall",
+    cpu: "floor beside the clones, CPU",
+};
+
 /// Ends the machine. `-no-reboot` makes of a restart an end on every board, with ACPI and without.
 const INIT: &str = r"
 #include <sys/reboot.h>

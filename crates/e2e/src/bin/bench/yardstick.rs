@@ -7,6 +7,7 @@ use crate::density::{CLONES, COLD, GROWTH_100TH, PODS_100_WALL, TEMPLATE_RUN};
 use crate::floor;
 use crate::network::{INTO, OUT, THERE_AND_BACK};
 use crate::pod::{EXEC, POD, SANDBOX, SECOND, STATS};
+use crate::samples::Cost;
 
 /// Which number of its series a row shows.
 #[derive(Debug, Clone, Copy)]
@@ -15,8 +16,8 @@ pub enum Figure {
     Median(&'static str),
     /// The 99th percentile.
     P99(&'static str),
-    /// The median, as a multiple of the floor.
-    Floors(&'static str),
+    /// The median, as a multiple of that of the floor that was measured beside it.
+    Floors(&'static str, Cost),
     /// Our median, as a multiple of runc's.
     TimesRunc(&'static str),
 }
@@ -24,7 +25,7 @@ pub enum Figure {
 impl Figure {
     /// The series it is of.
     pub fn series(self) -> &'static str {
-        let (Self::Median(series) | Self::P99(series) | Self::Floors(series) | Self::TimesRunc(series)) = self;
+        let (Self::Median(series) | Self::P99(series) | Self::Floors(series, _) | Self::TimesRunc(series)) = self;
         series
     }
 }
@@ -107,18 +108,24 @@ const OPEN: Bounds = Bounds::Fixed {
 
 /// All rows, in their order.
 pub const YARDSTICKS: &[Yardstick] = &[
-    cost("cold_cpu", "F", Figure::Floors(CTR_RUN.cpu), Some(5.2), Some(1.5)),
+    cost(
+        "cold_cpu",
+        "F",
+        Figure::Floors(CTR_RUN.cpu, floor::COST),
+        Some(5.2),
+        Some(1.5),
+    ),
     cost(
         "template_cpu",
         "F",
-        Figure::Floors(TEMPLATE_RUN.cpu),
+        Figure::Floors(TEMPLATE_RUN.cpu, floor::BESIDE_CLONES),
         Some(2.4),
         Some(0.25),
     ),
     cost(
         "second_container_cpu",
         "F",
-        Figure::Floors(SECOND.cpu),
+        Figure::Floors(SECOND.cpu, floor::COST),
         None,
         Some(0.25),
     ),
