@@ -3,6 +3,7 @@
 //! what is expected stays in the tests. It is test code: whatever goes wrong in it panics with what it was doing.
 
 pub mod bundle;
+pub mod clock;
 pub mod command;
 pub mod containerd;
 pub mod cri;

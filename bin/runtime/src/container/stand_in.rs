@@ -132,18 +132,16 @@ pub async fn stand_in(args: Args) -> Result<u8> {
         // For the signals that say that its size has changed, or that the engine has hung up.
         terminal::take_control(std::io::stdin().as_fd()).context("cannot take control of the terminal")?;
     }
-    let end = |given: bool, number| -> Result<Option<File>> {
-        given
-            .then(|| take_fd(number).map(File::from))
-            .transpose()
-            .context("started by hand? A descriptor is missing")
+    let given = |number| take_fd(number).context("started by hand? A descriptor is missing");
+    let end = |is_given: bool, number| -> Result<Option<File>> {
+        is_given.then(|| given(number).map(File::from)).transpose()
     };
     let ends = Ends {
         stdin: end(args.stdin, STDIN_FD)?,
         stdout: end(args.stdout, STDOUT_FD)?,
         stderr: end(args.stderr, STDERR_FD)?,
     };
-    let placed = take_fd(PLACED_FD).context("started by hand? A descriptor is missing")?;
+    let placed = given(PLACED_FD)?;
     let home = Home::at(args.home);
     let connection = Connection::open(&home.task_socket(), &args.id).await?;
     enter_network(&home).context("cannot enter the pod's network namespace")?;

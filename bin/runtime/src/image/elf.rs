@@ -248,16 +248,27 @@ impl<'a> Elf<'a> {
         bytes.try_into().map_err(|_| ElfError::Truncated { what })
     }
 
-    fn u16(&self, at: usize, what: &'static str) -> Result<u16, ElfError> {
+    /// A 16-bit number.
+    ///
+    /// # Errors
+    /// [`ElfError::Truncated`], which calls it `what`.
+    pub fn u16(&self, at: usize, what: &'static str) -> Result<u16, ElfError> {
         Ok(u16::from_le_bytes(self.array(at, what)?))
     }
 
-    fn u32(&self, at: usize, what: &'static str) -> Result<u32, ElfError> {
+    /// A 32-bit number.
+    ///
+    /// # Errors
+    /// [`ElfError::Truncated`], which calls it `what`.
+    pub fn u32(&self, at: usize, what: &'static str) -> Result<u32, ElfError> {
         Ok(u32::from_le_bytes(self.array(at, what)?))
     }
 
     /// A 64-bit offset or size.
-    fn place(&self, at: usize, what: &'static str) -> Result<usize, ElfError> {
+    ///
+    /// # Errors
+    /// [`ElfError::Truncated`], which calls it `what`.
+    pub fn place(&self, at: usize, what: &'static str) -> Result<usize, ElfError> {
         usize::try_from(u64::from_le_bytes(self.array(at, what)?)).map_err(|_| ElfError::Truncated { what })
     }
 }

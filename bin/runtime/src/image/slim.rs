@@ -188,16 +188,15 @@ impl<'a> Relocatable<'a> {
 
     fn relocations(&self, table: &Section<'_>) -> Result<Vec<Relocation>, ElfError> {
         const WHAT: &str = "a table of relocations";
-        let entries = self.elf.slice(table.range.clone(), WHAT)?.chunks_exact(ENTRY);
-        entries
-            .zip((table.range.start..).step_by(ENTRY))
-            .map(|(entry, start)| {
-                let (offset, info) = (number(&entry[..8]), number(&entry[8..16]));
+        self.elf.slice(table.range.clone(), WHAT)?;
+        let starts = (0..table.range.len() / ENTRY).map(|entry| table.range.start + entry * ENTRY);
+        starts
+            .map(|start| {
                 Ok(Relocation {
                     info: start + 8..start + 16,
-                    offset: usize::try_from(offset).map_err(|_| ElfError::Truncated { what: WHAT })?,
-                    kind: info as u32,
-                    symbol: (info >> 32) as usize,
+                    offset: self.elf.place(start, WHAT)?,
+                    kind: self.elf.u32(start + 8, WHAT)?,
+                    symbol: self.elf.u32(start + 12, WHAT)? as usize,
                 })
             })
             .collect()
@@ -205,29 +204,23 @@ impl<'a> Relocatable<'a> {
 
     /// A symbol's name, and the row of the section that it is in.
     fn symbol(&self, relocations: &Section<'_>, index: usize) -> Result<(&'a str, usize), ElfError> {
-        let missing = ElfError::Truncated { what: "a symbol" };
+        const WHAT: &str = "a symbol";
+        let missing = ElfError::Truncated { what: WHAT };
         let Some(symbols) = self.sections.get(relocations.link) else {
             return Err(missing);
         };
-        let symbols_bytes = self.elf.slice(symbols.range.clone(), "the symbols")?;
-        let (Some(entry), Some(names)) = (
-            symbols_bytes.chunks_exact(ENTRY).nth(index),
-            self.sections.get(symbols.link),
-        ) else {
+        self.elf.slice(symbols.range.clone(), "the symbols")?;
+        let Some(names) = self.sections.get(symbols.link) else {
             return Err(missing);
         };
+        if index >= symbols.range.len() / ENTRY {
+            return Err(missing);
+        }
+        let start = symbols.range.start + index * ENTRY;
         let names = self.elf.slice(names.range.clone(), "the symbols' names")?;
-        let name = text(names, number(&entry[..4]) as usize);
-        Ok((name, number(&entry[6..8]) as usize))
+        let name = text(names, self.elf.u32(start, WHAT)? as usize);
+        Ok((name, usize::from(self.elf.u16(start + 6, WHAT)?)))
     }
-}
-
-/// A little-endian number of up to eight bytes.
-fn number(bytes: &[u8]) -> u64 {
-    bytes
-        .iter()
-        .rev()
-        .fold(0, |number, byte| number << 8 | u64::from(*byte))
 }
 
 #[cfg(test)]

@@ -65,7 +65,7 @@ fn figure(samples: &Samples, figure: Figure, kind: Kind) -> Option<f64> {
     match figure {
         Figure::Median(series) => median(series, kind),
         Figure::P99(series) => samples.quantile(series, kind, 0.99),
-        Figure::Floors(series, floor) => Some(median(series, kind)? / median(floor.cpu, Kind::Kata)?),
+        Figure::Floors(series, floor) => Some(median(series, kind)? / median(floor, Kind::Kata)?),
         Figure::TimesRunc(series) => Some(median(series, kind)? / median(series, Kind::Runc)?),
     }
 }

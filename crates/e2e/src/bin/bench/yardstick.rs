@@ -7,7 +7,6 @@ use crate::density::{CLONES, COLD, GROWTH_100TH, PODS_100_WALL, TEMPLATE_RUN};
 use crate::floor;
 use crate::network::{INTO, OUT, THERE_AND_BACK};
 use crate::pod::{EXEC, POD, SANDBOX, SECOND, STATS};
-use crate::samples::Cost;
 
 /// Which number of its series a row shows.
 #[derive(Debug, Clone, Copy)]
@@ -17,7 +16,7 @@ pub enum Figure {
     /// The 99th percentile.
     P99(&'static str),
     /// The median, as a multiple of that of the floor that was measured beside it.
-    Floors(&'static str, Cost),
+    Floors(&'static str, &'static str),
     /// Our median, as a multiple of runc's.
     TimesRunc(&'static str),
 }
@@ -111,21 +110,21 @@ pub const YARDSTICKS: &[Yardstick] = &[
     cost(
         "cold_cpu",
         "F",
-        Figure::Floors(CTR_RUN.cpu, floor::COST),
+        Figure::Floors(CTR_RUN.cpu, floor::COST.cpu),
         Some(5.2),
         Some(1.5),
     ),
     cost(
         "template_cpu",
         "F",
-        Figure::Floors(TEMPLATE_RUN.cpu, floor::BESIDE_CLONES),
+        Figure::Floors(TEMPLATE_RUN.cpu, floor::BESIDE_CLONES.cpu),
         Some(2.4),
         Some(0.25),
     ),
     cost(
         "second_container_cpu",
         "F",
-        Figure::Floors(SECOND.cpu, floor::COST),
+        Figure::Floors(SECOND.cpu, floor::COST.cpu),
         None,
         Some(0.25),
     ),
